@@ -1,0 +1,95 @@
+"""Every error the pipeline raises on purpose.
+
+    PipelineError
+    ├── SettingsError          a setting is missing, wrong or unsafe            exit 2
+    ├── ContractError          two things that must fit do not                  exit 1
+    │   ├── SchemaError        an Avro schema is invalid or incompatible
+    │   └── BundleError        a model bundle is damaged, foreign or misfit
+    ├── DataError              a file given on the command line cannot be read  exit 1
+    ├── InputRefusedError      more bad input than the limit allows             exit 3
+    ├── FencedError            another instance took this one's place           exit 4
+    ├── UnreachableError       broker or registry away past its deadline        exit 5
+    ├── ScoringError           the model failed on a batch, retries exhausted   exit 6
+    ├── DeliveryError          the broker refused an output record              exit 7
+    ├── DrainTimeoutError      shutdown deadline passed with work in flight     exit 8
+    └── EmbeddedBrokerError    the embedded Kafka cannot be fetched or started  exit 9
+
+A record that cannot be used is *not* an error: it is a value (`records.Reject`)
+and becomes a dead letter. Exceptions are for faults.
+"""
+
+from typing import ClassVar
+
+
+class PipelineError(Exception):
+    """Base of all errors raised on purpose; the message is one line a person can act on."""
+
+    #: Whether the same call may succeed later without anyone changing anything.
+    retriable: ClassVar[bool] = False
+    #: Process exit code when this error ends a command. 130 is kept for Ctrl-C.
+    exit_code: ClassVar[int] = 1
+
+
+class SettingsError(PipelineError):
+    """A setting is missing, wrong or unsafe. The message names source, key, fault and mend."""
+
+    exit_code = 2
+
+
+class ContractError(PipelineError):
+    """Two things that must fit together do not (schema, bundle, topic, settings)."""
+
+
+class SchemaError(ContractError):
+    """An Avro schema is invalid, unknown to the registry, or incompatible."""
+
+
+class BundleError(ContractError):
+    """A model bundle is damaged, was changed after packing, or does not fit."""
+
+
+class DataError(PipelineError):
+    """An input file is missing, unreadable or does not have the columns it must have."""
+
+
+class InputRefusedError(PipelineError):
+    """The share of bad input passed the limit set for it."""
+
+    exit_code = 3
+
+
+class FencedError(PipelineError):
+    """Another instance with the same identity took over; this one must stop at once."""
+
+    exit_code = 4
+
+
+class UnreachableError(PipelineError):
+    """A broker or registry did not answer before the deadline."""
+
+    retriable = True
+    exit_code = 5
+
+
+class ScoringError(PipelineError):
+    """The model raised, or returned the wrong shape, and the retries are used up."""
+
+    exit_code = 6
+
+
+class DeliveryError(PipelineError):
+    """The broker refused an output record for good; its inputs stay uncommitted."""
+
+    exit_code = 7
+
+
+class DrainTimeoutError(PipelineError):
+    """The shutdown deadline passed while batches were still in flight."""
+
+    exit_code = 8
+
+
+class EmbeddedBrokerError(PipelineError):
+    """The embedded Apache Kafka could not be downloaded, started or stopped."""
+
+    exit_code = 9

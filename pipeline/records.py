@@ -1,0 +1,312 @@
+"""The frozen vocabulary that passes between rooms: records, features, baselines, summaries.
+
+Everything here is plain data: no I/O, no torch, no faust, no Kafka client.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Headers = Sequence[tuple[str, bytes | None]] | None
+Floats = npt.NDArray[np.float32]
+Longs = npt.NDArray[np.int64]
+
+
+class TopicPartition(NamedTuple):
+    """A topic name and a partition number."""
+
+    topic: str
+    partition: int
+
+
+# --------------------------------------------------------------------------- transport
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBatch:
+    """Consecutively fetched records of one topic-partition; parallel lists of length n ≥ 1.
+
+    Offsets ascend strictly but may have gaps (compaction, aborted transactions).
+    """
+
+    topic: str
+    partition: int
+    offsets: list[int]
+    keys: list[bytes | None]
+    values: list[bytes | None]
+    timestamps_ms: list[int]
+    #: None when no record of the batch carries headers.
+    headers: list[Headers] | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @property
+    def first_offset(self) -> int:
+        return self.offsets[0]
+
+    @property
+    def next_offset(self) -> int:
+        """Offset to commit once the whole batch is done."""
+        return self.offsets[-1] + 1
+
+
+# --------------------------------------------------------------------------- rejection
+
+
+class Reason(StrEnum):
+    """Closed set of reasons for a dead letter: also the metric label."""
+
+    TOMBSTONE = "tombstone"
+    EMPTY_VALUE = "empty_value"
+    WRONG_MAGIC = "wrong_magic"
+    TRUNCATED_HEADER = "truncated_header"
+    UNKNOWN_SCHEMA = "unknown_schema"
+    SCHEMA_MISMATCH = "schema_mismatch"
+    UNDECODABLE = "undecodable"
+    TRAILING_BYTES = "trailing_bytes"
+    NULL_FEATURE = "null_feature"
+    NOT_FINITE = "not_finite"
+    OUT_OF_RANGE = "out_of_range"
+    UNKNOWN_CATEGORY = "unknown_category"
+    WRONG_SHAPE = "wrong_shape"
+    MISSING_ID = "missing_id"
+    OUTPUT_NOT_FINITE = "output_not_finite"
+
+
+class Stage(StrEnum):
+    """Where on the hot path a record was rejected."""
+
+    DECODE = "decode"
+    VALIDATE = "validate"
+    SCORE = "score"
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """One record that will become a dead letter; `row` indexes its source batch."""
+
+    row: int
+    stage: Stage
+    reason: Reason
+    message: str
+    schema_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Columns of the decodable records of a batch, and the records that were not.
+
+    `columns` has one row per good record, under the *reader* schema's field names;
+    `rows[i]` is the index in the source batch of column row i (ascending).
+    """
+
+    columns: pa.RecordBatch
+    rows: Longs
+    rejects: list[Reject]
+
+
+# --------------------------------------------------------------------------- features
+
+FeatureKind = Literal["number", "category", "bytes", "sequence"]
+NullPolicy = Literal["reject", "impute"]
+RangePolicy = Literal["reject", "clip", "impute"]
+CategoryPolicy = Literal["reject", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """What the model expects of one event field, and what happens when it is not so.
+
+    - number: float32 scalar. NaN and ±Inf follow `on_null`; outside `range`, `on_range`.
+    - category: string (or enum, boolean, integer, as text); index in `vocabulary` + 1; 0 is "unknown".
+    - bytes: a fixed-shape array of `dtype`, C order, little endian, `shape` without batch axis.
+    - sequence: list of numbers, length 1..`shape[0]`; padded with 0 in a bucket of its own.
+    """
+
+    name: str
+    kind: FeatureKind
+    shape: tuple[int, ...] = ()
+    dtype: Literal["float32", "uint8", "int16"] = "float32"
+    vocabulary: tuple[str, ...] = ()
+    on_null: NullPolicy = "reject"
+    impute: float | str | None = None
+    range: tuple[float, float] | None = None
+    on_range: RangePolicy = "reject"
+    on_unknown: CategoryPolicy = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputContract:
+    """What the model returns: float32 of shape (n, `width`).
+
+    classification: `classes` names the columns; `activation` turns logits into probabilities
+    (sigmoid with width 1 and two classes: column = probability of `classes[1]`).
+    regression: `classes` is empty and predictions carry no label.
+    """
+
+    kind: Literal["classification", "regression"]
+    width: int
+    classes: tuple[str, ...] = ()
+    activation: Literal["none", "softmax", "sigmoid"] = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureContract:
+    """The features of a model in the order its module receives them, and its output.
+
+    A module's `forward` takes one mapping of tensors:
+    "numbers" float32 (n, number features), "categories" int64 (n, category features),
+    each bytes feature by its name, `dtype` tensor (n, *shape), each sequence feature by its
+    name, float32 (n, longest in the batch), with "<name>_lengths" int64 (n,).
+    Keys without features are absent.
+    """
+
+    features: tuple[Feature, ...]
+    output: OutputContract
+
+    def of_kind(self, kind: FeatureKind) -> tuple[Feature, ...]:
+        return tuple(f for f in self.features if f.kind == kind)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInputs:
+    """Validated rows of one shape, ready for the engine: NumPy arrays keyed as the module's inputs."""
+
+    arrays: dict[str, npt.NDArray[Any]]
+    #: Index of each row in `Decoded.columns`; (n,) int64.
+    rows: Longs
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model made a prediction."""
+
+    model_id: str
+    model_version: str
+    role: Literal["champion", "canary", "shadow"] = "champion"
+
+
+# --------------------------------------------------------------------------- drift
+
+
+@dataclass(frozen=True, slots=True)
+class SignalBaseline:
+    """What one signal looked like on the training data's held-out part.
+
+    Names: "feature:<name>", "score:<class or output>" (values), "null:<feature>",
+    "class:<label>" (0/1 indicators), "rejected" (0/1 per input record).
+    `edges` are the m+1 finite edges of m histogram bins; the outer bins also take what lies beyond.
+    """
+
+    name: str
+    count: int
+    mean: float
+    variance: float
+    minimum: float
+    maximum: float
+    edges: tuple[float, ...]
+    histogram: tuple[int, ...]
+    #: Lag-1 autocorrelation and integrated autocorrelation time (≥ 1, in events).
+    autocorrelation: float
+    autocorrelation_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Baselines of all signals, and the block length (events) the drift monitor must use."""
+
+    signals: tuple[SignalBaseline, ...]
+    block_events: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSummary:
+    """What a worker tells the drift monitor of one contiguous range of one input partition.
+
+    Blocks hold `block_events` consecutive input records each, the last one fewer (a remainder).
+    `means[s]` are block means of signal s after bounding to [0, 1]; NaN where a block had no value.
+    """
+
+    topic: str
+    partition: int
+    first_offset: int
+    last_offset: int
+    first_event_time_ms: int
+    last_event_time_ms: int
+    model_id: str
+    model_version: str
+    events: int
+    rejected: int
+    block_counts: list[int]
+    block_last_offsets: list[int]
+    signals: list[str]
+    means: list[list[float]]
+    #: Per signal, over the whole range and unbounded: values seen, sum, sum of squares, histogram.
+    counts: list[int]
+    sums: list[float]
+    sums_of_squares: list[float]
+    histograms: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class SignalEvidence:
+    """Why one signal is part of a trigger."""
+
+    signal: str
+    detector: str
+    before_mean: float
+    after_mean: float
+    before_count: int
+    after_count: int
+    kl: float
+    psi: float
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetRange:
+    """An inclusive range of offsets of one input partition."""
+
+    topic: str
+    partition: int
+    first_offset: int
+    last_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetrainingTrigger:
+    """One alarm for one drift: the evidence and what to do with it (schemas/retraining-trigger.avsc)."""
+
+    trigger_id: str
+    pipeline: str
+    model_id: str
+    model_version: str
+    signals: list[SignalEvidence]
+    change_event_time_ms: int
+    change_events_ago: int
+    evidence: list[OffsetRange]
+    window: list[OffsetRange]
+    severity: Literal["minor", "major", "critical"]
+    advice: str
+    events_seen: int
+    detected_event_time_ms: int
+    next_allowed_after_events: int
+    produced_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """What a training run measured on the held-out, newest part of its data."""
+
+    rows_train: int
+    rows_validation: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    confusion: list[list[int]] = field(default_factory=list)

@@ -1,0 +1,331 @@
+"""All settings, and the only place that reads pipeline.toml, the environment or flags.
+
+Precedence: flags > environment (`PIPELINE__SECTION__KEY`) > pipeline.toml > defaults.
+Each field's description is its documentation (`docs/settings.md` is generated from it).
+"""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+
+from pipeline.errors import SettingsError
+
+ENVIRONMENT_PREFIX = "PIPELINE__"
+DEFAULT_FILE = "pipeline.toml"
+
+#: librdkafka options that carry secrets: never in pipeline.toml, never printed.
+SECRET_OPTIONS = frozenset(
+    {
+        "sasl.password",
+        "ssl.key.password",
+        "ssl.key.pem",
+        "ssl.keystore.password",
+        "sasl.oauthbearer.client.secret",
+        "sasl.oauthbearer.assertion.private.key.pem",
+        "sasl.oauthbearer.assertion.private.key.passphrase",
+        "https.proxy.password",
+    }
+)
+
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,199}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaSettings(_Section):
+    """How to reach Kafka."""
+
+    bootstrap_servers: str = Field("127.0.0.1:9092", description="host:port[,host:port]")
+    options: dict[str, str] = Field(
+        default_factory=dict,
+        description="Any librdkafka option, e.g. security.protocol; applies to every client. "
+        "A secret is given as <option>_file (a path) or by environment only.",
+    )
+    consumer_options: dict[str, str] = Field(default_factory=dict, description="As options, consumers only.")
+    producer_options: dict[str, str] = Field(default_factory=dict, description="As options, producers only.")
+    secrets: dict[str, SecretStr] = Field(
+        default_factory=dict, description="Filled from the environment or from <option>_file; not a key of the file."
+    )
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        for part in value.split(","):
+            host, _, port = part.strip().rpartition(":")
+            if not host or not port.isdigit() or not 0 < int(port) < 65536:
+                raise ValueError(f"{part.strip()!r} is not host:port")
+        return value
+
+    def client_options(self) -> dict[str, str]:
+        """Options for every librdkafka client, secrets included. Do not log the result."""
+        return {**self.options, **{k: v.get_secret_value() for k, v in self.secrets.items()}}
+
+
+class RegistrySettings(_Section):
+    """Where Avro schemas get their ids: a Schema Registry, or files in the project folder."""
+
+    url: str | None = Field(None, description="Schema Registry URL; without one, the file registry in `dir` is used")
+    dir: Path = Field(Path("registry"), description="Folder of the file registry")
+    basic_auth: SecretStr | None = Field(None, description="user:password; environment only")
+
+
+class TopicSettings(_Section):
+    """Topic names (default NAME.<role>) and how missing ones are created."""
+
+    events: Name | None = None
+    predictions: Name | None = None
+    dead_letters: Name | None = None
+    batch_summaries: Name | None = None
+    retraining_triggers: Name | None = None
+    partitions: int = Field(4, ge=1, le=10_000, description="Partitions of topics this pipeline creates")
+    replication_factor: int = Field(1, ge=1, le=32767)
+    retention_hours: float = Field(168.0, gt=0)
+    create: bool = Field(True, description="Create missing topics at start-up")
+
+
+class EventSettings(_Section):
+    """Which fields of the event mean what. Features come from the model bundle."""
+
+    schema_file: Path = Field(Path("schemas/event.avsc"), description="Avro schema the pipeline reads events with")
+    id_field: str = Field("id", description="Field that identifies an event")
+    key_field: str | None = Field(None, description="Field whose text is the Kafka key on replay; default: the id")
+    time_field: str | None = Field(None, description="timestamp-millis field; default: the broker's timestamp")
+    label_field: str | None = Field(None, description="Field or column with the truth, for evaluation only")
+
+
+class ModelSettings(_Section):
+    """Which model, and where it runs."""
+
+    bundle: Path = Field(Path("models/champion"), description="Bundle directory or archive")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: int = Field(1, ge=1, le=256, description="torch threads per worker; scale by workers first")
+
+
+class ScoringSettings(_Section):
+    """Micro-batching and what happens when the model fails."""
+
+    batch_max: int = Field(1024, ge=1, le=65536, description="Most rows in one model call")
+    linger_ms: float = Field(0.0, ge=0, le=10_000, description="Wait this long for a fuller batch; 0: take what waits")
+    retries_max: int = Field(3, ge=0, le=100, description="Tries after the first when the model raises")
+    retry_backoff_ms: float = Field(200.0, ge=0, le=60_000, description="First wait; doubles each time")
+    in_flight_max: int = Field(32_768, ge=1, description="Records fetched and not yet done; above it partitions pause")
+
+
+class DeliverySettings(_Section):
+    """When offsets are committed."""
+
+    mode: Literal["at_least_once"] = Field("at_least_once", description="Outputs acknowledged, then offsets committed")
+    commit_interval_ms: int = Field(500, ge=10, le=60_000)
+    shutdown_deadline_s: float = Field(25.0, gt=0, le=600, description="One budget for drain, flush and commit")
+
+
+class DriftSettings(_Section):
+    """The drift monitor."""
+
+    enabled: bool = True
+    delta: float = Field(0.002, gt=0, lt=1, description="ADWIN confidence for the whole set of signals together")
+    cooldown_events: int = Field(10_000, ge=0, description="Events after a trigger in which no further one is sent")
+    window_events: int = Field(20_000, ge=1, description="Events since the change suggested for retraining")
+    state_dir: Path = Field(Path("state"), description="Folder of the monitor's saved state")
+
+
+class ObserveSettings(_Section):
+    """Metrics, health and logs."""
+
+    host: str = Field("127.0.0.1", description="Address of /metrics, /healthz and /readyz")
+    port: int = Field(
+        9464,
+        ge=0,
+        le=65435,
+        description="Monitor's port; worker i serves on port + i (i from 1). 0: a free port, named in the log",
+    )
+    enabled: bool = True
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = "auto"
+
+
+class Settings(_Section):
+    """A whole pipeline."""
+
+    name: Name = "pipeline"
+    kafka: KafkaSettings = KafkaSettings()
+    registry: RegistrySettings = RegistrySettings()
+    topics: TopicSettings = TopicSettings()
+    events: EventSettings = EventSettings()
+    model: ModelSettings = ModelSettings()
+    scoring: ScoringSettings = ScoringSettings()
+    delivery: DeliverySettings = DeliverySettings()
+    drift: DriftSettings = DriftSettings()
+    observe: ObserveSettings = ObserveSettings()
+    #: Folder that relative paths are relative to; set by `load`.
+    root: Path = Path()
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> "Settings":
+        names = list(self.topic_names().values())
+        if len(set(names)) != len(names):
+            raise ValueError("topics: two roles share one topic name")
+        return self
+
+    def topic_names(self) -> dict[str, str]:
+        """Role -> topic name, for all topics."""
+        roles = ("events", "predictions", "dead_letters", "batch_summaries", "retraining_triggers")
+        return {role: getattr(self.topics, role) or f"{self.name}.{role.replace('_', '-')}" for role in roles}
+
+    def topic(self, role: str) -> str:
+        """Topic name of `role`: events, predictions, dead_letters, batch_summaries, retraining_triggers."""
+        return self.topic_names()[role]
+
+    def group(self, role: str) -> str:
+        """Consumer group of a role, `<pipeline>-<role>`."""
+        return f"{self.name}-{role}"
+
+    def path(self, path: Path) -> Path:
+        """`path` relative to the settings file's folder."""
+        return path if path.is_absolute() else self.root / path
+
+
+def load(
+    file: Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    environment: dict[str, str] | None = None,
+) -> Settings:
+    """Read, merge and check all settings.
+
+    file: path given by --config; without it ./pipeline.toml is read if it exists.
+    overrides: flags, as dotted keys ("kafka.bootstrap_servers"); None values are ignored.
+
+    Raises SettingsError naming the source and key of every fault, one line each.
+    """
+    environment = dict(os.environ) if environment is None else environment
+    path = file or Path(DEFAULT_FILE)
+    values: dict[str, Any] = {}
+    if path.exists():
+        values = _read_toml(path)
+    elif file is not None:
+        raise SettingsError(f"{file}: no such file; `pipeline init DIR --data FILE` writes one")
+    sources = {_dotted(k): str(path) for k in _leaves(values)}
+    _normalise_kafka(values, str(path), secrets_allowed=False, root=path.parent)
+    if isinstance(values.get("registry"), dict) and "basic_auth" in values["registry"]:
+        raise SettingsError(f"{path}: registry.basic_auth: a secret; set PIPELINE__REGISTRY__BASIC_AUTH instead")
+
+    from_environment: dict[str, Any] = {}
+    for variable, text in environment.items():
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            keys = tuple(part.lower() for part in variable.removeprefix(ENVIRONMENT_PREFIX).split("__"))
+            _put(from_environment, keys, text)
+            sources[_dotted(keys)] = f"environment {variable}"
+    _normalise_kafka(from_environment, "environment", secrets_allowed=True, root=path.parent)
+    _merge(values, from_environment)
+
+    for dotted, value in (overrides or {}).items():
+        if value is not None:
+            _put(values, tuple(dotted.split(".")), value)
+            sources[dotted] = "command line"
+    values["root"] = path.parent
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(e, sources, str(path)) for e in error.errors())) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read: {error}") from None
+
+
+def _normalise_kafka(values: dict[str, Any], source: str, *, secrets_allowed: bool, root: Path) -> None:
+    """Spell option names with dots, move secrets out of `options`, read *_file secrets."""
+    kafka = values.get("kafka")
+    if not isinstance(kafka, dict):
+        return
+    if "secrets" in kafka:
+        mend = "set PIPELINE__KAFKA__OPTIONS__<OPTION>, or <option>_file = PATH"
+        raise SettingsError(f"{source}: kafka.secrets: not a key; {mend}")
+    secrets: dict[str, str] = {}
+    for table in ("options", "consumer_options", "producer_options"):
+        options = kafka.get(table)
+        if not isinstance(options, dict):
+            continue
+        clean: dict[str, str] = {}
+        for name, value in _flatten(options):
+            key = name.replace("_", ".")
+            if key.endswith(".file") and key.removesuffix(".file") in SECRET_OPTIONS:
+                secrets[key.removesuffix(".file")] = _read_secret(source, f"kafka.{table}.{name}", root / str(value))
+            elif key in SECRET_OPTIONS:
+                if not secrets_allowed:
+                    variable = f"{ENVIRONMENT_PREFIX}KAFKA__OPTIONS__{key.upper().replace('.', '_')}"
+                    mend = f"set {variable}, or {key.replace('.', '_')}_file = PATH"
+                    raise SettingsError(f"{source}: kafka.{table}.{key}: a secret; {mend}")
+                secrets[key] = str(value)
+            else:
+                clean[key] = str(value).lower() if isinstance(value, bool) else str(value)
+        kafka[table] = clean
+    if secrets:
+        kafka["secrets"] = secrets
+
+
+def _read_secret(source: str, key: str, path: Path) -> str:
+    try:
+        return path.read_text("utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{source}: {key}: {path} cannot be read: {error}") from None
+
+
+def _flatten(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """TOML reads an unquoted a.b.c key as nested tables: join them again."""
+    pairs: list[tuple[str, Any]] = []
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        pairs += _flatten(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
+    return pairs
+
+
+def _leaves(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    leaves: list[tuple[str, ...]] = []
+    for key, value in values.items():
+        path = (*prefix, key)
+        leaves += _leaves(value, path) if isinstance(value, dict) else [path]
+    return leaves
+
+
+def _dotted(keys: tuple[str, ...]) -> str:
+    return ".".join(keys)
+
+
+def _put(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
+    for key in keys[:-1]:
+        child = values.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise SettingsError(f"{_dotted(keys)}: {key!r} is a value, not a section")
+        values = child
+    values[keys[-1]] = value
+
+
+def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _explain(error: Any, sources: dict[str, str], default: str) -> str:
+    """One line for one pydantic error: source: key: what is wrong (and what was given)."""
+    key = _dotted(tuple(str(part) for part in error["loc"]))
+    source = sources.get(key, default)
+    if error["type"] == "extra_forbidden":
+        return f"{source}: {key}: no such setting; `pipeline check --settings` lists them all"
+    given = error.get("input")
+    shown = "" if isinstance(given, dict | SecretStr) else f" (given: {given!r})"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{source}: {key}: {message}{shown}" if key else f"{source}: {message}"
