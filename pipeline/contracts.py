@@ -7,7 +7,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.records import BatchSummary, Decoded, FeatureContract, Floats, Headers, ModelIdentity, RecordBatch
+from pipeline.records import (
+    BatchSummary,
+    Decoded,
+    FeatureContract,
+    Floats,
+    Headers,
+    ModelIdentity,
+    Reason,
+    RecordBatch,
+    Stage,
+)
 
 
 class Registry(Protocol):
@@ -116,4 +126,27 @@ class Summariser(Protocol):
 
     def drain(self) -> list[BatchSummary]:
         """Summaries of all added since the last drain, one per partition; the accumulators are then empty."""
+        ...
+
+
+class Observer(Protocol):
+    """What the hot path reports, once a batch; implementations must be quick and never raise."""
+
+    def events_read(self, topic: str, n: int) -> None: ...
+    def scored(self, identity: ModelIdentity, n: int) -> None: ...
+    def rejected(self, stage: Stage, reason: Reason, n: int = 1) -> None: ...
+    def imputed(self, feature_key: str, n: int) -> None: ...
+    def batch(self, rows: int) -> None: ...
+    def stage(self, name: str, seconds: float) -> None: ...
+    def latencies(self, since: str, seconds: npt.NDArray[np.float64]) -> None: ...
+    def retried(self) -> None: ...
+
+
+class Delivery(Protocol):
+    """One record batch in work; a Faust event is one."""
+
+    value: RecordBatch
+
+    def ack(self) -> Any:
+        """Say that its outputs were handed to the sink: it may be committed after the next flush."""
         ...

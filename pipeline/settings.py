@@ -223,10 +223,15 @@ def load(
     _normalise_kafka(from_environment, "environment", secrets_allowed=True, root=path.parent)
     _merge(values, from_environment)
 
+    from_flags: dict[str, Any] = {}
     for dotted, value in (overrides or {}).items():
         if value is not None:
-            _put(values, tuple(dotted.split(".")), value)
+            _put(from_flags, tuple(dotted.split(".")), value)
             sources[dotted] = "command line"
+    if sources.get("registry.basic_auth") == "command line":
+        raise SettingsError("command line: registry.basic_auth: a secret; set PIPELINE__REGISTRY__BASIC_AUTH instead")
+    _normalise_kafka(from_flags, "command line", secrets_allowed=False, root=path.parent)
+    _merge(values, from_flags)
     values["root"] = path.parent
     try:
         return Settings.model_validate(values)
