@@ -1,0 +1,168 @@
+"""librdkafka clients: one place for their defaults, their errors and their secrets."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
+
+from pipeline.errors import SettingsError, UnreachableError
+from pipeline.settings import SECRET_OPTIONS, Settings
+
+log = structlog.get_logger(__name__)
+
+#: For every client. librdkafka reconnects for ever by itself; these bound its back-off.
+COMMON_DEFAULTS: dict[str, Any] = {
+    "reconnect.backoff.ms": 100,
+    "reconnect.backoff.max.ms": 2_000,
+    "socket.keepalive.enable": True,
+    # Connection noise goes through error_cb, once, and not to stderr, a line per retry.
+    "log_level": 3,
+}
+
+CONSUMER_DEFAULTS: dict[str, Any] = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "auto.offset.reset": "earliest",
+    "isolation.level": "read_committed",
+    "check.crcs": True,
+    "partition.assignment.strategy": "cooperative-sticky",
+    "session.timeout.ms": 30_000,
+    "heartbeat.interval.ms": 3_000,
+    # Default 1000 ms makes a fast consumer wait while nothing works: the same loop ran 1.4-2.6 times
+    # as fast at 1 (shared measurements; `python -m benchmarks.run` shows the whole job).
+    "fetch.queue.backoff.ms": 1,
+    # A worker keeps up to this much fetched and unread in librdkafka: 64 MiB over all partitions.
+    "queued.max.messages.kbytes": 65_536,
+    "queued.min.messages": 100_000,
+    # The broker answers as soon as there is a byte, and looks every 50 ms when there is none.
+    "fetch.wait.max.ms": 50,
+}
+
+PRODUCER_DEFAULTS: dict[str, Any] = {
+    "acks": "all",
+    "enable.idempotence": True,
+    # The partitioner of the Java client (murmur2; null keys at random): a key's partition is the same
+    # whichever client wrote it.
+    "partitioner": "murmur2_random",
+    # Natural batching: what waits while a request is out goes in the next one; 2 ms lets a burst gather.
+    "linger.ms": 2,
+    "batch.num.messages": 10_000,
+    "queue.buffering.max.messages": 200_000,
+    "queue.buffering.max.kbytes": 262_144,
+    # Wait for an absent broker for as long as it takes; back-pressure comes from the queue limits.
+    "message.timeout.ms": 0,
+    # Only failures reach Python: a callback per delivered record costs more than the record.
+    "delivery.report.only.error": True,
+}
+
+
+@dataclass(frozen=True)
+class ClientOptions:
+    """What every client of one application shares; `secret` values are never shown by repr."""
+
+    bootstrap_servers: str
+    common: Mapping[str, str] = field(default_factory=dict)
+    consumer: Mapping[str, str] = field(default_factory=dict)
+    producer: Mapping[str, str] = field(default_factory=dict)
+    secret: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "ClientOptions":
+        """The `[kafka]` section as client options."""
+        kafka = settings.kafka
+        secret = {key: value.get_secret_value() for key, value in kafka.secrets.items()}
+        return cls(kafka.bootstrap_servers, kafka.options, kafka.consumer_options, kafka.producer_options, secret)
+
+    def base(self) -> dict[str, Any]:
+        """Options of every client, secrets included: never log this; `redact` it first."""
+        return {**COMMON_DEFAULTS, "bootstrap.servers": self.bootstrap_servers, **self.common, **self.secret}
+
+    def for_consumer(self, group: str, **extra: Any) -> dict[str, Any]:
+        """Options of a consumer in `group`; `extra` uses underscores for dots."""
+        return {**CONSUMER_DEFAULTS, **self.base(), "group.id": group, **self.consumer, **_dotted(extra)}
+
+    def for_producer(self, **extra: Any) -> dict[str, Any]:
+        """Options of an idempotent producer that waits for acks from all replicas."""
+        return {**PRODUCER_DEFAULTS, **self.base(), **self.producer, **_dotted(extra)}
+
+
+def _dotted(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", "."): value for name, value in options.items() if value is not None}
+
+
+def redact(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` as they may be logged."""
+    return {k: "***" if k in SECRET_OPTIONS or "password" in k or "secret" in k else v for k, v in options.items()}
+
+
+class ErrorLog:
+    """librdkafka's error callback: logs a broker's absence once, its return once, everything else as it comes."""
+
+    def __init__(self, client: str, on_error: Callable[[str], None] | None = None) -> None:
+        self.client = client
+        self.on_error = on_error
+        self.fatal: KafkaError | None = None
+        self._away_since: float | None = None
+
+    def __call__(self, error: KafkaError) -> None:
+        kind = error.name().lstrip("_").lower()
+        if self.on_error is not None:
+            self.on_error(kind)
+        if error.fatal():
+            self.fatal = error
+        if error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE):  # noqa: SLF001
+            if self._away_since is None:
+                self._away_since = time.monotonic()
+                log.warning("broker away, waiting for it", client=self.client, error=error.str())
+            return
+        log.error("kafka client error", client=self.client, kind=kind, error=error.str(), fatal=error.fatal())
+
+    def working(self) -> None:
+        """Say that the broker answers again, if it was away."""
+        if self._away_since is not None:
+            log.info("broker back", client=self.client, away_s=round(time.monotonic() - self._away_since, 1))
+            self._away_since = None
+
+
+def make_consumer(options: Mapping[str, Any], errors: ErrorLog) -> Consumer:
+    """A consumer. Raises SettingsError for an option librdkafka does not know or accept."""
+    return _make(Consumer, options, errors)
+
+
+def make_producer(options: Mapping[str, Any], errors: ErrorLog) -> Producer:
+    """A producer. Raises SettingsError for an option librdkafka does not know or accept."""
+    return _make(Producer, options, errors)
+
+
+def make_admin(options: ClientOptions) -> AdminClient:
+    """An admin client. Raises SettingsError for an option librdkafka does not know or accept."""
+    return _make(AdminClient, options.base(), ErrorLog("admin"))
+
+
+def _make(kind: Any, options: Mapping[str, Any], errors: ErrorLog) -> Any:
+    try:
+        return kind({**options, "error_cb": errors})
+    except KafkaException as error:
+        raise SettingsError(f"kafka.options: librdkafka says: {error.args[0].str()}") from None
+
+
+def wait_for_broker(options: ClientOptions, timeout_s: float) -> None:
+    """Return once a broker answers a metadata request; raise UnreachableError after `timeout_s`."""
+    client = make_admin(options)
+    deadline = time.monotonic() + timeout_s
+    reason = "no answer"
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            client.list_topics(timeout=min(left, 2.0))
+        except KafkaException as error:
+            reason = error.args[0].str()
+        else:
+            return
+    raise UnreachableError(
+        f"kafka.bootstrap_servers: {options.bootstrap_servers} did not answer within {timeout_s:g} s ({reason}); "
+        "is it running? `pipeline broker` starts one here"
+    )

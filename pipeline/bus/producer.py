@@ -1,0 +1,235 @@
+"""Faust's producer on librdkafka, and the batch calls of the hot path."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka import Producer as _Producer
+from faust.transport import base
+from faust.types import TP, RecordMetadata
+
+from pipeline.bus.clients import ErrorLog, make_producer
+from pipeline.errors import DeliveryError, DrainTimeoutError, FencedError, PipelineError
+from pipeline.records import Headers
+
+log = structlog.get_logger(__name__)
+
+#: Slice of a flush: how late a failure or an abandoned shutdown is noticed.
+FLUSH_SLICE_S = 0.25
+
+
+class BatchProducer:
+    """An idempotent librdkafka producer for record batches (contracts.OutputSink). Thread-safe.
+
+    `send_*` enqueue; `flush` is where delivery is confirmed. A record that cannot be delivered makes
+    the next `flush` (and every later call) raise: nothing after it may be committed.
+    """
+
+    def __init__(self, options: dict[str, Any], on_broker_error: Any = None) -> None:
+        self._errors = ErrorLog("producer", on_broker_error)
+        self._producer: _Producer = make_producer({**options, "on_delivery": self._on_delivery}, self._errors)
+        self._failure: PipelineError | None = None
+        self._closed = threading.Event()
+
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        """Called for failures only (`delivery.report.only.error`)."""
+        if error is not None and self._failure is None:
+            size = len(message.value() or b"") + len(message.key() or b"")
+            self._failure = DeliveryError(
+                f"topic {message.topic()}: the broker refused a record of {size} bytes: {error.str()}"
+            )
+
+    def _check(self) -> None:
+        fatal = self._errors.fatal
+        if fatal is not None:
+            fenced = fatal.code() in (KafkaError._FENCED, KafkaError.PRODUCER_FENCED)  # noqa: SLF001
+            kind = FencedError if fenced else DeliveryError
+            raise kind(f"producer: {fatal.str()}")
+        if self._failure is not None:
+            raise self._failure
+
+    def send_batch(
+        self, topic: str, keys: Sequence[bytes | None], values: Sequence[bytes], partitions: Sequence[int] | None = None
+    ) -> None:
+        """Enqueue records in order; waits while the local queue is full. Raises DeliveryError, FencedError."""
+        self._check()
+        if partitions is None:
+            messages: list[dict[str, Any]] = [{"key": k, "value": v} for k, v in zip(keys, values, strict=True)]
+        else:
+            messages = [
+                {"key": k, "value": v, "partition": p} for k, v, p in zip(keys, values, partitions, strict=True)
+            ]
+        self._offer(topic, messages)
+
+    def _offer(self, topic: str, messages: list[dict[str, Any]]) -> None:
+        """`produce_batch` takes what fits, marks the others with `_error` and raises nothing: offer these again."""
+        while messages:
+            try:
+                taken = self._producer.produce_batch(topic, messages)
+            except BufferError:
+                taken = 0
+            except KafkaException as error:
+                raise DeliveryError(f"topic {topic}: {error.args[0].str()}") from error
+            if taken == len(messages):
+                break
+            messages = [m for m in messages if m.get("_error") is not None]
+            for message in messages:
+                refusal = message.pop("_error")
+                if isinstance(refusal, KafkaError) and refusal.code() != KafkaError._QUEUE_FULL:  # noqa: SLF001
+                    raise DeliveryError(f"topic {topic}: {refusal.str()}")
+            if self._closed.is_set():
+                raise DrainTimeoutError(f"topic {topic}: the producer was closed with its queue full")
+            self._producer.poll(0.01)
+            self._check()
+        self._producer.poll(0)
+
+    def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = None) -> None:
+        """Enqueue one record, headers included; waits while the local queue is full."""
+        self._check()
+        while True:
+            try:
+                self._producer.produce(topic, value=value, key=key, headers=list(headers) if headers else None)
+            except BufferError:
+                if self._closed.is_set():
+                    raise DrainTimeoutError(f"topic {topic}: the producer was closed with its queue full") from None
+                self._producer.poll(0.01)
+                self._check()
+            except KafkaException as error:
+                raise DeliveryError(f"topic {topic}: {error.args[0].str()}") from error
+            else:
+                return
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Return once all enqueued records are acknowledged; without a timeout, for as long as it takes.
+
+        Raises DeliveryError or FencedError if one was refused, DrainTimeoutError after `timeout_s`.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while self._producer.flush(FLUSH_SLICE_S):
+            self._check()
+            if self._closed.is_set() or (deadline is not None and time.monotonic() >= deadline):
+                raise DrainTimeoutError(f"producer: {len(self._producer)} records not acknowledged before the deadline")
+        self._check()
+        self._errors.working()
+
+    def close(self) -> None:
+        """Give up on what is not acknowledged yet: a waiting `flush` ends with DrainTimeoutError."""
+        self._closed.set()
+
+
+class Producer(base.Producer):
+    """Faust's producer interface: `topic.send` and friends; `batch` is the fast door beside it."""
+
+    allow_headers = True
+
+    def __post_init__(self) -> None:
+        self._single: _Producer | None = None
+        self._batch: BatchProducer | None = None
+        self._polling: asyncio.Task[None] | None = None
+        self._single_errors = ErrorLog("producer", self.transport.hooks.on_broker_error)
+
+    @property
+    def batch(self) -> BatchProducer:
+        """The producer for record batches; made on first use."""
+        if self._batch is None:
+            options = self.transport.options.for_producer(client_id=self.app.conf.broker_client_id)
+            self._batch = BatchProducer(options, self.transport.hooks.on_broker_error)
+        return self._batch
+
+    def _ensure_single(self) -> _Producer:
+        if self._single is None:
+            options = self.transport.options.for_producer(
+                client_id=self.app.conf.broker_client_id, delivery_report_only_error=False
+            )
+            self._single = make_producer(options, self._single_errors)
+            self._polling = asyncio.get_running_loop().create_task(self._serve_reports(self._single))
+        return self._single
+
+    async def _serve_reports(self, producer: _Producer) -> None:
+        """Let delivery reports out while any are due; their futures belong to this loop."""
+        while True:
+            producer.poll(0)
+            await asyncio.sleep(0.002 if len(producer) else 0.02)
+
+    async def on_stop(self) -> None:
+        await super().on_stop()
+        if self._polling is not None:
+            self._polling.cancel()
+        if self._batch is not None:
+            self._batch.close()
+
+    async def send(  # noqa: PLR0917 (Faust's signature)
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int | None,
+        timestamp: float | None,
+        headers: Any,
+        *,
+        transactional_id: str | None = None,  # noqa: ARG002 (Faust's signature)
+    ) -> Awaitable[RecordMetadata]:
+        """Enqueue one record; the returned future resolves when all in-sync replicas have it."""
+        future: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()
+
+        def delivered(error: KafkaError | None, message: Message) -> None:  # on the loop: it calls poll
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(DeliveryError(f"topic {message.topic()}: {error.str()}"))
+            else:
+                tp = TP(message.topic(), message.partition())
+                future.set_result(RecordMetadata(*tp, tp, message.offset()))
+
+        options: dict[str, Any] = {"on_delivery": delivered}
+        if partition is not None:
+            options["partition"] = partition
+        if timestamp is not None:
+            options["timestamp"] = int(timestamp * 1000)
+        if headers:
+            options["headers"] = list(headers.items()) if isinstance(headers, dict) else list(headers)
+        await self._produce(topic, value, key, options)
+        return future
+
+    async def _produce(self, topic: str, value: bytes | None, key: bytes | None, options: dict[str, Any]) -> None:
+        producer = self._ensure_single()
+        while True:
+            try:
+                producer.produce(topic, value=value, key=key, **options)
+            except BufferError:
+                await asyncio.sleep(0.005)
+            except KafkaException as error:
+                raise DeliveryError(f"topic {topic}: {error.args[0].str()}") from error
+            else:
+                return
+
+    async def send_and_wait(self, *args: Any, **kwargs: Any) -> RecordMetadata:
+        """`send`, then wait for the acknowledgement."""
+        return await (await self.send(*args, **kwargs))
+
+    async def flush(self) -> None:
+        """Return once everything sent, by either door, is acknowledged. Raises what BatchProducer.flush raises."""
+        await self.buffer.flush()
+        loop = asyncio.get_running_loop()
+        if self._batch is not None:
+            await loop.run_in_executor(None, self._batch.flush)
+        while self._single is not None and len(self._single):  # noqa: ASYNC110 (`_serve_reports` polls)
+            await asyncio.sleep(0.002)
+
+    async def create_topic(self, topic: str, partitions: int, replication: int, **options: Any) -> None:
+        """Create a topic; see Transport.create_topic."""
+        await self.transport.create_topic(topic, partitions, replication, **options)
+
+    def key_partition(self, topic: str, key: bytes) -> TP:
+        """Partition that librdkafka, like the Java client, gives `key`."""
+        partition = self.transport.key_partition(topic, key)
+        if partition is None:
+            raise DeliveryError(f"topic {topic} does not exist")
+        return TP(topic, partition)
+
+    def supports_headers(self) -> bool:
+        return True

@@ -1,0 +1,140 @@
+"""Topics: what the pipeline needs, what is there, creating what is missing; offsets and lag of a group."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException
+from confluent_kafka import TopicPartition as _TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+
+from pipeline.errors import ContractError, UnreachableError
+from pipeline.records import TopicPartition
+from pipeline.settings import Settings
+
+#: Topics whose order matters as a whole have one partition: one monitor reads them in one order.
+SINGLE_PARTITION_ROLES = frozenset({"batch_summaries", "retraining_triggers"})
+REQUEST_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True)
+class TopicSpec:
+    """A topic as it is to be created."""
+
+    name: str
+    partitions: int
+    replication_factor: int = 1
+    config: Mapping[str, str] = field(default_factory=dict)
+
+
+def specs(settings: Settings) -> list[TopicSpec]:
+    """All topics of a pipeline."""
+    retention_ms = str(int(settings.topics.retention_hours * 3_600_000))
+    return [
+        TopicSpec(
+            name,
+            1 if role in SINGLE_PARTITION_ROLES else settings.topics.partitions,
+            settings.topics.replication_factor,
+            {"retention.ms": retention_ms, "cleanup.policy": "delete"},
+        )
+        for role, name in settings.topic_names().items()
+    ]
+
+
+def partition_counts(admin: AdminClient) -> dict[str, int]:
+    """Topic -> number of partitions, of every topic this client may see."""
+    try:
+        found = admin.list_topics(timeout=REQUEST_TIMEOUT_S).topics
+    except KafkaException as error:
+        raise UnreachableError(f"kafka: topics cannot be listed: {error.args[0].str()}") from error
+    return {name: len(topic.partitions) for name, topic in found.items() if topic.error is None}
+
+
+def create(admin: AdminClient, wanted: Iterable[TopicSpec]) -> list[str]:
+    """Create what is missing; names of the topics created. An existing topic is left as it is.
+
+    Raises ContractError when the broker refuses one, UnreachableError when it does not answer.
+    """
+    existing = partition_counts(admin)
+    missing = [spec for spec in wanted if spec.name not in existing]
+    if not missing:
+        return []
+    futures = admin.create_topics(
+        [
+            NewTopic(
+                s.name, num_partitions=s.partitions, replication_factor=s.replication_factor, config=dict(s.config)
+            )
+            for s in missing
+        ],
+        operation_timeout=REQUEST_TIMEOUT_S,
+        request_timeout=REQUEST_TIMEOUT_S,
+    )
+    created = []
+    for name, future in futures.items():
+        try:
+            future.result()
+            created.append(name)
+        except KafkaException as error:
+            _raise_unless_exists(name, error)
+    return created
+
+
+def _raise_unless_exists(name: str, error: KafkaException) -> None:
+    cause: KafkaError = error.args[0]
+    if cause.code() == KafkaError.TOPIC_ALREADY_EXISTS:  # another worker was faster
+        return
+    if cause.retriable() or cause.code() == KafkaError._TIMED_OUT:  # noqa: SLF001
+        raise UnreachableError(f"topic {name}: cannot be created now: {cause.str()}") from error
+    raise ContractError(f"topic {name}: cannot be created: {cause.str()}") from error
+
+
+def problems(settings: Settings, existing: Mapping[str, int]) -> list[str]:
+    """What is wrong with the topics that exist, one line each; missing ones only where they are not created."""
+    found = []
+    for role, name in settings.topic_names().items():
+        partitions = existing.get(name)
+        if partitions is None:
+            if not settings.topics.create:
+                found.append(f"topics.{role}: {name} does not exist; `pipeline topics create` makes it")
+        elif role in SINGLE_PARTITION_ROLES and partitions != 1:
+            found.append(f"topics.{role}: {name} has {partitions} partitions, needs exactly 1 to keep one order")
+    return found
+
+
+def watermarks(admin: AdminClient, topic: str) -> dict[TopicPartition, tuple[int, int]]:
+    """(first offset, end offset) of every partition of `topic`."""
+    count = partition_counts(admin).get(topic)
+    if count is None:
+        raise ContractError(f"topic {topic} does not exist; `pipeline topics create` makes it")
+    tps = [_TopicPartition(topic, p) for p in range(count)]
+    first = _offsets(admin, tps, OffsetSpec.earliest())
+    end = _offsets(admin, tps, OffsetSpec.latest())
+    return {tp: (first[tp], end[tp]) for tp in first}
+
+
+def _offsets(admin: AdminClient, tps: list[_TopicPartition], spec: Any) -> dict[TopicPartition, int]:
+    futures = admin.list_offsets(dict.fromkeys(tps, spec), request_timeout=REQUEST_TIMEOUT_S)
+    try:
+        return {TopicPartition(tp.topic, tp.partition): future.result().offset for tp, future in futures.items()}
+    except KafkaException as error:
+        raise UnreachableError(f"kafka: offsets cannot be listed: {error.args[0].str()}") from error
+
+
+def committed(admin: AdminClient, group: str) -> dict[TopicPartition, int]:
+    """Committed offsets of a consumer group; empty for an unknown group."""
+    future = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=REQUEST_TIMEOUT_S)
+    try:
+        answer = future[group].result()
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+            return {}
+        raise UnreachableError(f"group {group}: offsets cannot be listed: {error.args[0].str()}") from error
+    return {TopicPartition(tp.topic, tp.partition): tp.offset for tp in answer.topic_partitions if tp.offset >= 0}
+
+
+def lag(admin: AdminClient, group: str, topic: str) -> dict[TopicPartition, int]:
+    """Records of each partition that `group` has not committed yet."""
+    done = committed(admin, group)
+    return {
+        tp: end - min(max(done.get(tp, first), first), end) for tp, (first, end) in watermarks(admin, topic).items()
+    }
