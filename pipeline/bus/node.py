@@ -1,0 +1,80 @@
+"""What `server.properties` says for one node of the embedded Kafka, alone or among others."""
+
+import base64
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.errors import EmbeddedBrokerError
+
+HOST = "127.0.0.1"
+
+#: These keep the promises made above; server_properties cannot change them.
+_RESERVED = frozenset(
+    {"process.roles", "node.id", "listeners", "controller.listener.names", "controller.quorum.voters"}
+    | {"listener.security.protocol.map", "log.dir", "log.dirs", "metadata.log.dir"}
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One broker and controller, and its two ports on 127.0.0.1."""
+
+    id: int
+    port: int
+    controller_port: int
+
+
+def properties(node: Node, voters: Sequence[Node], extra: Mapping[str, str]) -> dict[str, str]:
+    """Kafka's settings for `node` of the cluster `voters`; log.dirs is relative to the data folder.
+
+    Raises EmbeddedBrokerError if `extra` has a key that is not its own to set.
+    """
+    if taken := sorted(_RESERVED & extra.keys()):
+        raise EmbeddedBrokerError(f"server_properties: {taken[0]}: set by the embedded broker itself; leave it out")
+    copies = min(3, len(voters))
+    copies_min = max(1, copies - 1)
+    return {
+        "process.roles": "broker,controller",
+        "node.id": str(node.id),
+        "controller.quorum.voters": ",".join(f"{v.id}@{HOST}:{v.controller_port}" for v in voters),
+        "controller.listener.names": "CONTROLLER",
+        "listeners": f"PLAINTEXT://{HOST}:{node.port},CONTROLLER://{HOST}:{node.controller_port}",
+        "advertised.listeners": f"PLAINTEXT://{HOST}:{node.port}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "log.dirs": "data",
+        "auto.create.topics.enable": "false",
+        "default.replication.factor": str(copies),
+        "min.insync.replicas": str(copies_min),
+        "offsets.topic.replication.factor": str(copies),
+        "offsets.topic.num.partitions": "5",
+        "transaction.state.log.replication.factor": str(copies),
+        "transaction.state.log.min.isr": str(copies_min),
+        "transaction.state.log.num.partitions": "5",
+        "share.coordinator.state.topic.replication.factor": str(copies),
+        "share.coordinator.state.topic.min.isr": str(copies_min),
+        "share.coordinator.state.topic.num.partitions": "5",
+        "group.initial.rebalance.delay.ms": "0",
+        # After a crash the node waits until its former self has timed out: 9 s by default.
+        "broker.session.timeout.ms": "3000",
+        "broker.heartbeat.interval.ms": "500",
+        # By size alone: retention by time goes by the records' own timestamps, and replayed history is old.
+        "log.retention.ms": "-1",
+        "log.retention.bytes": str(1 << 30),
+        "log.segment.bytes": str(1 << 28),
+        # The default, 128 MiB, is a quarter of the heap; 16 MiB is room for 700,000 keys in one pass.
+        "log.cleaner.dedupe.buffer.size": str(1 << 24),
+        **extra,
+    }
+
+
+def render(values: Mapping[str, str]) -> str:
+    """Java's properties format: ASCII, with the escapes that JSON shares with it."""
+    return "".join(f"{key}={json.dumps(value)[1:-1]}\n" for key, value in values.items())
+
+
+def new_cluster_id() -> str:
+    """As Kafka makes its own: 16 random bytes in URL-safe base64, not taken for an option."""
+    text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode("ascii").rstrip("=")
+    return new_cluster_id() if text.startswith("-") else text
