@@ -1,0 +1,304 @@
+"""The hot path. Read `run` and `_step` from top to bottom: that is what happens to a record.
+
+Batching: what waits when the model is free goes in the next batch, over all partitions, up to
+`batch_max` rows; no timer unless `linger_ms` is set. One thread decodes, scores, encodes and enqueues,
+batch after batch, so order per partition (and so per key) is that of the input; librdkafka fetches,
+sends and waits for acknowledgements on its own threads meanwhile.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import structlog
+
+from pipeline.contracts import Clock, Decoder, Delivery, Model, Observer, Summariser
+from pipeline.errors import ScoringError, UnreachableError
+from pipeline.records import Decoded, Floats, Longs, Reason, RecordBatch, Reject, Stage
+from pipeline.scoring.publish import PredictionColumns, Publisher, prediction_labels
+from pipeline.scoring.signals import SignalMatrix
+from pipeline.scoring.validate import Validated, Validator
+
+log = structlog.get_logger(__name__)
+
+#: Longest wait between two tries while a registry is away.
+BACKOFF_MAX_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSettings:
+    """Batching and retries; see settings.ScoringSettings."""
+
+    batch_max: int = 1024
+    linger_ms: float = 0.0
+    retries_max: int = 3
+    retry_backoff_ms: float = 200.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Record batches laid end to end: what one step works on."""
+
+    batches: list[RecordBatch]
+    values: list[bytes | None]
+    keys: list[bytes | None]
+    partitions: Longs
+    offsets: Longs
+    timestamps_ms: Longs
+
+    @classmethod
+    def of(cls, batches: list[RecordBatch]) -> "Rows":
+        """All records of `batches`, in their order."""
+        sizes = [len(b) for b in batches]
+        return cls(
+            batches,
+            [v for b in batches for v in b.values] if len(batches) > 1 else batches[0].values,
+            [k for b in batches for k in b.keys] if len(batches) > 1 else batches[0].keys,
+            np.repeat(np.array([b.partition for b in batches], dtype=np.int64), sizes),
+            np.concatenate([np.array(b.offsets, dtype=np.int64) for b in batches]),
+            np.concatenate([np.array(b.timestamps_ms, dtype=np.int64) for b in batches]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def source(self, row: int) -> tuple[RecordBatch, int]:
+        """The batch of a row and the row's index in it."""
+        for batch in self.batches:
+            if row < len(batch):
+                return batch, row
+            row -= len(batch)
+        raise IndexError(row)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What scoring made of rows; nothing has been sent yet."""
+
+    rows: Rows
+    decoded: Decoded
+    checked: Validated
+    #: Input row of each output, ascending; outputs (m, width); class indices or None.
+    scored_rows: Longs
+    outputs: Floats
+    labels: Longs | None
+    rejects: list[Reject]
+    #: Encoded predictions, one per scored row.
+    values: list[bytes]
+
+
+class Flow:
+    """Takes record batches, scores them, hands their outputs over, acknowledges them."""
+
+    def __init__(
+        self,
+        *,
+        decoder: Decoder,
+        validator: Validator,
+        model: Model,
+        publisher: Publisher,
+        summariser: Summariser | None,
+        observer: Observer,
+        settings: FlowSettings,
+        clock: Clock = time.time,
+    ) -> None:
+        self._decoder = decoder
+        self._validator = validator
+        self._model = model
+        self._publisher = publisher
+        self._summariser = summariser
+        self._observer = observer
+        self._settings = settings
+        self._clock = clock
+        self._columns = PredictionColumns(model.contract, model.identity, clock)
+        self._signals = SignalMatrix(summariser.signals, model.contract) if summariser else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoring")
+        #: Held by a step, and by a commit: outputs of one never mix with the flush of the other.
+        self._between_steps = asyncio.Lock()
+
+    async def run(self, deliveries: AsyncIterable[Delivery], more_waiting: Callable[[], bool]) -> None:
+        """Score until `deliveries` ends.
+
+        more_waiting: whether the next delivery is there already.
+        Raises ScoringError when the model failed on a batch for good (the batch is not acknowledged),
+        DeliveryError when the sink refused an output.
+        """
+        waiting: list[Delivery] = []
+        count = 0
+        async for delivery in deliveries:
+            waiting.append(delivery)
+            count += len(delivery.value)
+            if count < self._settings.batch_max:
+                if self._settings.linger_ms and not more_waiting():
+                    await asyncio.sleep(self._settings.linger_ms / 1000)
+                if more_waiting():
+                    continue
+            async with self._between_steps:
+                await self._step_with_retries([d.value for d in waiting])
+                for done in waiting:
+                    done.ack()
+            waiting, count = [], 0
+
+    @asynccontextmanager
+    async def between_steps(self) -> AsyncIterator[None]:
+        """For a commit: no step runs inside, and summaries of all steps before were handed to the sink."""
+        async with self._between_steps:
+            if self._summariser is not None:
+                summaries = self._summariser.drain()
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._publisher.summaries, summaries)
+            yield
+
+    def close(self) -> None:
+        """Let the scoring thread go; a call into a hung model is left behind."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _step_with_retries(self, batches: list[RecordBatch]) -> None:
+        """Retry a failing model `retries_max` times with doubling waits; wait for an absent registry."""
+        loop = asyncio.get_running_loop()
+        backoff_s = self._settings.retry_backoff_ms / 1000
+        failures = 0
+        while True:
+            try:
+                await loop.run_in_executor(self._thread, self._step, batches)
+            except UnreachableError as error:
+                log.warning("waiting for the registry", error=str(error))
+            except ScoringError as error:
+                if failures >= self._settings.retries_max:
+                    where = ", ".join(f"{b.topic}[{b.partition}]@{b.first_offset}" for b in batches)
+                    raise ScoringError(
+                        f"{error} (after {failures + 1} tries on the batch at {where}; nothing of it was committed)"
+                    ) from error
+                failures += 1
+                self._observer.retried()
+                log.warning("model failed, trying again", error=str(error), failures=failures)
+            else:
+                return
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+
+    # -- on the scoring thread ---------------------------------------------------------------
+
+    def _step(self, batches: list[RecordBatch]) -> None:
+        """Decode, validate, score, encode; then, all of it having gone well, hand over and add up."""
+        scored = self._score(Rows.of(batches))
+        self._publish(scored)
+        self._observe(scored)
+
+    def _score(self, rows: Rows) -> Scored:
+        """Everything that can fail on bad data or a bad model; has no effect outside. May be repeated."""
+        started = time.perf_counter()
+        decoded = self._decoder.decode(rows.values)
+        decode_done = time.perf_counter()
+        checked = self._validator.validate(decoded)
+        validate_done = time.perf_counter()
+        columns_scored, outputs = self._apply_model(checked)
+        score_done = time.perf_counter()
+        scored_rows = decoded.rows[columns_scored]
+        finite = np.isfinite(outputs).all(axis=1)
+        rejects = decoded.rejects + checked.rejects
+        if not finite.all():
+            rejects += [
+                Reject(int(row), Stage.SCORE, Reason.OUTPUT_NOT_FINITE, "the model returned NaN or infinity")
+                for row in scored_rows[~finite]
+            ]
+            columns_scored, scored_rows, outputs = columns_scored[finite], scored_rows[finite], outputs[finite]
+        labels = prediction_labels(outputs, self._model.contract)
+        values: list[bytes] = []
+        if len(outputs):
+            ids = checked.ids
+            columns = self._columns.build(
+                ids if len(outputs) == len(ids) else [ids[i] for i in columns_scored],
+                checked.event_times_ms[columns_scored],
+                outputs,
+                labels,
+                rows.partitions[scored_rows],
+                rows.offsets[scored_rows],
+            )
+            values = self._publisher.encode_predictions(columns)
+        encode_done = time.perf_counter()
+        for name, seconds in (
+            ("decode", decode_done - started),
+            ("validate", validate_done - decode_done),
+            ("score", score_done - validate_done),
+            ("encode", encode_done - score_done),
+        ):
+            self._observer.stage(name, seconds)
+        return Scored(rows, decoded, checked, scored_rows, outputs, labels, rejects, values)
+
+    def _apply_model(self, checked: Validated) -> tuple[Longs, Floats]:
+        """Column rows scored, ascending, and their outputs: model calls of one shape and ≤ batch_max rows each."""
+        rows: list[Longs] = []
+        outputs: list[Floats] = []
+        step = self._settings.batch_max
+        for inputs in checked.inputs:
+            for start in range(0, len(inputs), step):
+                part = slice(start, start + step)
+                outputs.append(self._model.score({name: array[part] for name, array in inputs.arrays.items()}))
+                rows.append(inputs.rows[part])
+        if not outputs:
+            return np.empty(0, np.int64), np.empty((0, self._model.contract.output.width), np.float32)
+        if len(outputs) == 1:
+            return rows[0], outputs[0]
+        all_rows, all_outputs = np.concatenate(rows), np.concatenate(outputs)
+        if len(checked.inputs) == 1:
+            return all_rows, all_outputs
+        order = np.argsort(all_rows, kind="stable")
+        return all_rows[order], all_outputs[order]
+
+    def _publish(self, scored: Scored) -> None:
+        started = time.perf_counter()
+        rows = scored.rows
+        keys = rows.keys
+        if len(scored.values) != len(rows):
+            keys = [keys[row] for row in scored.scored_rows]
+        self._publisher.predictions(keys, scored.values)
+        for reject in sorted(scored.rejects, key=lambda r: r.row):
+            batch, row = rows.source(reject.row)
+            headers = batch.headers[row] if batch.headers else None
+            source = (batch.topic, batch.partition, batch.offsets[row])
+            self._publisher.dead_letter(reject, source, batch.keys[row], batch.values[row], headers)
+        if self._summariser is not None and self._signals is not None:
+            self._summarise(scored, self._signals, self._summariser)
+        self._observer.stage("publish", time.perf_counter() - started)
+
+    def _summarise(self, scored: Scored, signals: SignalMatrix, summariser: Summariser) -> None:
+        rows, checked = scored.rows, scored.checked
+        decoded_rows = scored.decoded.rows
+        matrix = signals.fill(
+            len(rows), decoded_rows, checked.numbers, checked.nulls, scored.scored_rows, scored.outputs, scored.labels
+        )
+        times = rows.timestamps_ms.copy()
+        known = checked.event_times_ms >= 0
+        times[decoded_rows[known]] = checked.event_times_ms[known]
+        start = 0
+        for batch in rows.batches:
+            part = slice(start, start + len(batch))
+            summariser.add(batch.topic, batch.partition, rows.offsets[part], times[part], matrix[part])
+            start = part.stop
+
+    def _observe(self, scored: Scored) -> None:
+        observer, rows = self._observer, scored.rows
+        for batch in rows.batches:
+            observer.events_read(batch.topic, len(batch))
+        observer.batch(len(rows))
+        observer.scored(self._model.identity, len(scored.values))
+        for reject in scored.rejects:
+            observer.rejected(reject.stage, reject.reason)
+        for key, count in scored.checked.imputed.items():
+            observer.imputed(key, count)
+        now_ms = self._clock() * 1000
+        observer.latencies("broker", (now_ms - rows.timestamps_ms[scored.scored_rows]) / 1000)
+        event_times = scored.checked.event_times_ms
+        if (event_times >= 0).any():
+            observer.latencies("event", (now_ms - event_times[event_times >= 0]) / 1000)
+
+
+def queue_waits(stream: Any) -> Callable[[], bool]:
+    """Whether a Faust-like stream has its next event at hand."""
+    queue = stream.channel.queue
+    return lambda: not queue.empty()

@@ -1,0 +1,79 @@
+"""The matrix of signals that the drift monitor watches, one row per input record."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.records import FeatureContract, Floats, Longs
+
+
+class SignalMatrix:
+    """Fills (n, signals) float32 from what the hot path has at hand; NaN where a record has no value.
+
+    signals: names as in records.SignalBaseline. A name that this contract cannot provide stays NaN.
+    """
+
+    def __init__(self, signals: Sequence[str], contract: FeatureContract) -> None:
+        numbers = {f.name: i for i, f in enumerate(contract.of_kind("number"))}
+        features = {f.name: i for i, f in enumerate(contract.features)}
+        output = contract.output
+        classes = {name: i for i, name in enumerate(output.classes)}
+        # Sigmoid with one column and two classes: the column is the probability of the second.
+        outputs = {output.classes[1]: 0} if output.width == 1 and len(output.classes) == 2 else dict(classes)
+        outputs = outputs or {f"output{i}": i for i in range(output.width)}
+        self._width = len(signals)
+        self._feature_to: list[tuple[int, int]] = []
+        self._null_to: list[tuple[int, int]] = []
+        self._score_to: list[tuple[int, int]] = []
+        self._class_to: list[tuple[int, int]] = []
+        self._rejected_to: int | None = None
+        for column, signal in enumerate(signals):
+            kind, _, name = signal.partition(":")
+            for prefix, known, pairs in (
+                ("feature", numbers, self._feature_to),
+                ("null", features, self._null_to),
+                ("score", outputs, self._score_to),
+                ("class", classes, self._class_to),
+            ):
+                if kind == prefix and name in known:
+                    pairs.append((known[name], column))
+            if signal == "rejected":
+                self._rejected_to = column
+
+    def fill(
+        self,
+        n: int,
+        decoded_rows: Longs,
+        numbers: Floats,
+        nulls: npt.NDArray[np.bool_],
+        scored_rows: Longs,
+        outputs: Floats,
+        labels: Longs | None,
+    ) -> Floats:
+        """Signals of n input records.
+
+        decoded_rows: input row of each row of `numbers` (d, number features) and `nulls` (d, features).
+        scored_rows: input row of each row of `outputs` (m, width) and `labels` (m,) class indices.
+        """
+        matrix = np.full((n, self._width), np.nan, dtype=np.float32)
+        _copy(matrix, decoded_rows, numbers, self._feature_to)
+        _copy(matrix, decoded_rows, nulls, self._null_to)
+        _copy(matrix, scored_rows, outputs, self._score_to)
+        if labels is not None:
+            for index, column in self._class_to:
+                matrix[scored_rows, column] = labels == index
+        if self._rejected_to is not None:
+            matrix[:, self._rejected_to] = 1.0
+            matrix[scored_rows, self._rejected_to] = 0.0
+        return matrix
+
+
+def _copy(matrix: Floats, rows: Longs, values: npt.NDArray[np.generic], pairs: list[tuple[int, int]]) -> None:
+    if not pairs or len(rows) == 0:
+        return
+    source, target = (np.array(side) for side in zip(*pairs, strict=True))
+    if len(rows) == len(matrix):  # the usual case: every record decoded, in order
+        matrix[:, target] = values[:, source]
+    else:
+        matrix[np.ix_(rows, target)] = values[:, source]
