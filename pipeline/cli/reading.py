@@ -1,0 +1,81 @@
+"""Reading partitions without a consumer group: nothing a person looks at moves anybody's offsets."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from pipeline.bus.clients import ClientOptions, ErrorLog, make_consumer
+from pipeline.errors import ContractError, UnreachableError
+
+#: Messages a call asks for, and how long it waits for that many: a tail shows a lone record this late.
+READ_MAX = 500
+READ_WAIT_S = 0.1
+
+
+class Span(NamedTuple):
+    """Offsets of one partition, `end` exclusive; None follows for ever."""
+
+    start: int
+    end: int | None
+
+
+def read(
+    options: ClientOptions, group: str, topic: str, spans: Mapping[int, Span], **extra: Any
+) -> Iterator[list[Message]]:
+    """Committed records of the spans, in offset order per partition; empty lists while nothing comes.
+
+    Ends when every span is read, or its partition has no more committed records below its end.
+    `group` is only the name the client needs: nothing joins it and nothing is committed.
+    Raises ContractError for a topic that is gone or forbidden, UnreachableError for a fatal client error.
+    """
+    left = {p: span for p, span in spans.items() if span.end is None or span.start < span.end}
+    if not left:
+        return
+    consumer = make_consumer(options.for_consumer(group, enable_partition_eof=True, **extra), ErrorLog(group))
+    try:
+        consumer.assign([TopicPartition(topic, p, span.start) for p, span in left.items()])
+        while left:
+            batch = []
+            for message in consumer.consume(READ_MAX, READ_WAIT_S):
+                if message.error() is not None:
+                    _at_end(message, topic, left)
+                elif _belongs(message, left):
+                    batch.append(message)
+            yield batch
+    except KafkaException as error:
+        raise UnreachableError(f"topic {topic}: cannot be read: {error.args[0].str()}") from error
+    finally:
+        _close(consumer)
+
+
+def _belongs(message: Message, left: dict[int, Span]) -> bool:
+    span = left.get(message.partition())
+    if span is None:
+        return False
+    if span.end is None:
+        return True
+    if message.offset() >= span.end - 1:
+        del left[message.partition()]
+    return bool(message.offset() < span.end)
+
+
+def _at_end(message: Message, topic: str, left: dict[int, Span]) -> None:
+    """Note the end of a partition: its last offsets may be transaction markers, which are never returned."""
+    error: KafkaError = message.error()
+    code = error.code()
+    if code == KafkaError._PARTITION_EOF:  # noqa: SLF001
+        span = left.get(message.partition())
+        if span is not None and span.end is not None:
+            del left[message.partition()]
+    elif code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):  # noqa: SLF001
+        raise ContractError(f"topic {topic}: does not exist any more; `pipeline topics create` makes it")
+    elif code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+        raise ContractError(f"topic {topic}: this user may not read it (the broker says: {error.str()})")
+    elif error.fatal():
+        raise UnreachableError(f"topic {topic}: cannot be read: {error.str()}")
+
+
+def _close(consumer: Consumer) -> None:
+    consumer.unassign()
+    consumer.close()

@@ -1,0 +1,108 @@
+"""Records as text: JSON that any tool reads, and one aligned line for a person."""
+
+import base64
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import Message
+
+from pipeline.cli.context import local_time
+
+Record = Mapping[str, Any]
+
+
+def json_safe(value: Any) -> Any:
+    """`value` with bytes as base64 and NaN and infinities as text, as protobuf's JSON has them."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(bytes(value)).decode("ascii")
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {str(k): json_safe(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [json_safe(v) for v in value]
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def to_json(record: Record) -> str:
+    """One line of strict JSON."""
+    return json.dumps(json_safe(record), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def header_text(message: Message) -> dict[str, str]:
+    """The headers of a record as text; of repeated names the last one."""
+    return {name: (value or b"").decode("utf-8", "replace") for name, value in message.headers() or ()}
+
+
+def dead_letter(message: Message) -> dict[str, Any]:
+    """A dead letter as fields: its headers under their own names, the original key and bytes."""
+    return {**header_text(message), "key": message.key(), "value": message.value()}
+
+
+def line(message: Message, record: Record, describe: Callable[[Record], str]) -> str:
+    """One line: broker time, partition@offset, key, and what `describe` makes of the record."""
+    _, timestamp_ms = message.timestamp()
+    position = f"p{message.partition()}@{message.offset()}"
+    return f"{local_time(timestamp_ms)}  {position:<12}  {_printable(message.key()):<20}  {describe(record)}"
+
+
+def describe_event(record: Record) -> str:
+    """All fields, name=value."""
+    return "  ".join(f"{name}={_short(value)}" for name, value in record.items())
+
+
+def describe_prediction(record: Record) -> str:
+    """Event, label, outputs, and which model said so."""
+    outputs = " ".join(f"{v:.4f}" for v in record["outputs"])
+    label = "-" if record["label"] is None else str(record["label"])
+    source = f"p{record['partition']}@{record['offset']}"
+    model = f"{record['model_id']} {record['model_version']} {record['role']}"
+    return f"{record['event_id']:<20}  {label:<12}  [{outputs}]  from {source:<12}  by {model}"
+
+
+def describe_trigger(record: Record) -> str:
+    """Severity, the signals that moved, and where."""
+    signals = ", ".join(
+        f"{s['signal']} {s['before_mean']:.3g}→{s['after_mean']:.3g} (PSI {s['psi']:.2f})" for s in record["signals"]
+    )
+    return (
+        f"{record['severity']:<8}  {record['trigger_id']}  {record['model_id']} {record['model_version']}  "
+        f"changed {record['change_events_ago']:,} of {record['events_seen']:,} events ago  {signals}"
+    )
+
+
+def describe_summary(record: Record) -> str:
+    """Which input range, how many events and rejections."""
+    span = f"{record['topic']} p{record['partition']}@{record['first_offset']}-{record['last_offset']}"
+    return f"{span:<40}  events {record['events']:>6,}  rejected {record['rejected']:>5,}  {record['model_version']}"
+
+
+def describe_dead_letter(record: Record) -> str:
+    """Why, where from, and how large it was."""
+    where = f"{_header(record, 'topic')} p{_header(record, 'partition')}@{_header(record, 'offset')}"
+    size = "tombstone" if record["value"] is None else f"{len(record['value'])} B"
+    reason, stage = record.get("pipeline.reason", "?"), _header(record, "stage")
+    return f"{reason:<18}  {stage:<8}  from {where:<24}  {size:>9}  {_header(record, 'exception.message')}"
+
+
+def _header(record: Record, name: str) -> str:
+    return str(record.get(f"__connect.errors.{name}", "?"))
+
+
+def _printable(key: bytes | None) -> str:
+    if key is None:
+        return "-"
+    text = key.decode("utf-8", "replace")
+    return text if text.isprintable() and "\ufffd" not in text else "0x" + key.hex()
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, bytes):
+        return f"<{len(value)} B>"
+    if isinstance(value, list) and len(value) > 8:
+        return f"[{len(value)} values]"
+    return str(value)
