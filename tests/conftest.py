@@ -1,0 +1,27 @@
+"""A real Kafka for every test that needs one, and names that no other test uses."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+BOOTSTRAP_VARIABLE = "PIPELINE_TEST_BOOTSTRAP_SERVERS"
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[str]:
+    """Bootstrap servers of a real Kafka: the one named by the environment, or an embedded one for this session."""
+    if given := os.environ.get(BOOTSTRAP_VARIABLE):
+        yield given
+        return
+    from pipeline.bus.embedded import EmbeddedKafka
+
+    with EmbeddedKafka(port=0, ephemeral=True) as broker:
+        yield broker.bootstrap_servers
+
+
+@pytest.fixture
+def unique() -> Callable[[str], str]:
+    """Makes a topic or group name that no other test, and no earlier run against the same Kafka, has used."""
+    return lambda name: f"{name}-{uuid.uuid4().hex[:10]}"
