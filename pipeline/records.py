@@ -204,7 +204,9 @@ class SignalBaseline:
 
     Names: "feature:<name>", "score:<class or output>" (values), "null:<feature>",
     "class:<label>" (0/1 indicators), "rejected" (0/1 per input record).
-    `edges` are the m+1 finite edges of m histogram bins; the outer bins also take what lies beyond.
+    `edges` are the m+1 finite, float32-exact edges of m histogram bins; a value x is in bin j when
+    edges[j] < x <= edges[j+1]; the outer bins also take what lies beyond. A signal that had no value
+    (count 0) is not watched.
     """
 
     name: str
@@ -215,14 +217,14 @@ class SignalBaseline:
     maximum: float
     edges: tuple[float, ...]
     histogram: tuple[int, ...]
-    #: Lag-1 autocorrelation and integrated autocorrelation time (≥ 1, in events).
+    #: Of the bounded values: lag-1 autocorrelation, and integrated autocorrelation time (≥ 1, in events).
     autocorrelation: float
     autocorrelation_time: float
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """Baselines of all signals, and the block length (events) the drift monitor must use."""
+    """Baselines of all signals, and the shortest block (events) that workers add up; see drift/baseline.py."""
 
     signals: tuple[SignalBaseline, ...]
     block_events: int
@@ -232,7 +234,8 @@ class Baseline:
 class BatchSummary:
     """What a worker tells the drift monitor of one contiguous range of one input partition.
 
-    Blocks hold `block_events` consecutive input records each, the last one fewer (a remainder).
+    Blocks hold the same number of consecutive input records, the last one fewer (a remainder): the
+    baseline's `block_events`, or that times a power of two where the range would need too many blocks.
     `means[s]` are block means of signal s after bounding to [0, 1]; NaN where a block had no value.
     """
 
@@ -248,6 +251,8 @@ class BatchSummary:
     rejected: int
     block_counts: list[int]
     block_last_offsets: list[int]
+    #: Latest event time in each block: the monitor merges blocks of different partitions by it.
+    block_last_event_times_ms: list[int]
     signals: list[str]
     means: list[list[float]]
     #: Per signal, over the whole range and unbounded: values seen, sum, sum of squares, histogram.
@@ -259,7 +264,12 @@ class BatchSummary:
 
 @dataclass(frozen=True, slots=True)
 class SignalEvidence:
-    """Why one signal is part of a trigger."""
+    """Why one signal is part of a trigger.
+
+    detector: "adwin" (changed within the stream), "baseline" (differs from the training data) or
+    "moved" (did not alarm by itself, but changed at the same point). Means are in the signal's own
+    units; KL (after from baseline, nats) and PSI compare histograms on the baseline's bins.
+    """
 
     signal: str
     detector: str
@@ -283,7 +293,11 @@ class OffsetRange:
 
 @dataclass(frozen=True, slots=True)
 class RetrainingTrigger:
-    """One alarm for one drift: the evidence and what to do with it (schemas/retraining-trigger.avsc)."""
+    """One alarm for one drift: the evidence and what to do with it (schemas/retraining-trigger.avsc).
+
+    `evidence` holds what was seen since the change; `window` what to train on: `settings.drift.window_events`
+    events from the change on, so its last offsets may not be written yet.
+    """
 
     trigger_id: str
     pipeline: str
