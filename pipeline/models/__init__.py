@@ -1,0 +1,11 @@
+"""Models at rest and on their way into memory:
+
+bundle.py         what a model is on disk: read and verify, write; needs no torch
+manifest.py       manifest.json: every field, and what contradicts itself
+container.py      files in a folder or archive, read within bounds and written atomically
+environment.py    what a bundle needs of the environment: library versions, an importable module
+fitting.py        a feature contract beside an Avro event schema
+architectures.py  built-in torch modules
+loading.py        bundle -> torch module
+devices.py        "auto", "cpu", "cuda:0" -> a device that exists
+"""

@@ -1,0 +1,174 @@
+"""manifest.json: what a bundle says about its model.
+
+Its `digest` is the SHA-256 of all the rest as canonical JSON (sorted keys, no spaces), the digests of the
+other files included: one value vouches for the whole bundle. It shows damage and careless edits; it is no
+signature, since whoever changes a bundle on purpose can write a new digest as well.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import BundleError
+from pipeline.records import Baseline, FeatureContract, ModelIdentity, OutputContract
+
+FORMAT: Literal["pipeline-model-bundle"] = "pipeline-model-bundle"
+FORMAT_VERSION: Literal[1] = 1
+#: 12 hexadecimal digits are 48 bits: a thousand versions of one model collide with probability 2e-9.
+VERSION_DIGITS = 12
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,199}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Architecture(_Part):
+    """A class of the environment, and the keyword arguments (JSON) that it is made with."""
+
+    module: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", max_length=400)]
+    arguments: dict[str, Any] = {}
+
+
+class Training(_Part):
+    """Where the weights come from."""
+
+    #: SHA-256 of the columns and rows used; None for a model that was trained elsewhere.
+    data_sha256: Sha256 | None = None
+    rows_train: int = 0
+    rows_validation: int = 0
+    metrics: dict[str, float] = {}
+    #: Rows: true class, columns: predicted class; counts on the validation rows.
+    confusion: tuple[tuple[int, ...], ...] = ()
+
+
+class FileEntry(_Part):
+    """One file beside the manifest."""
+
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class Manifest(_Part):
+    """All of manifest.json but its digest."""
+
+    format: Literal["pipeline-model-bundle"] = FORMAT
+    format_version: Literal[1] = FORMAT_VERSION
+    model_id: Name
+    model_version: Name
+    #: RFC 3339, UTC; no part of the model's content.
+    created_at: str
+    architecture: Architecture
+    contract: FeatureContract
+    #: A baseline without signals means that drift is not watched.
+    baseline: Baseline
+    training: Training = Training()
+    #: Distribution -> versions that will do, like ">=2.10,<3".
+    requires: dict[str, str] = {}
+    #: Distribution -> version at hand when it was packed; for the record only.
+    made_with: dict[str, str] = {}
+    files: dict[str, FileEntry]
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return ModelIdentity(self.model_id, self.model_version)
+
+    def to_json(self) -> bytes:
+        """The file: readable, the same bytes for the same manifest."""
+        content = self.model_dump(mode="json")
+        content["digest"] = digest(content)
+        return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def digest(content: Mapping[str, Any], *, without: tuple[str, ...] = ("digest",)) -> str:
+    """SHA-256, in hexadecimal, of the canonical JSON of `content` less some keys."""
+    kept = {key: value for key, value in content.items() if key not in without}
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def content_version(manifest: Manifest) -> str:
+    """A version made of the content: the same model has the same one, whenever and wherever it was packed."""
+    content = manifest.model_dump(mode="json")
+    return digest(content, without=("model_version", "created_at", "made_with"))[:VERSION_DIGITS]
+
+
+def parse(text: bytes) -> Manifest:
+    """A manifest whose digest, fields and output contract are right.
+
+    Raises BundleError in one line, without the file's name.
+    """
+    try:
+        content = json.loads(text)
+        # In JSON a list may be a tuple and 1 a float, which strict validation of Python objects refuses.
+        fields = json.dumps({k: v for k, v in content.items() if k != "digest"}) if isinstance(content, dict) else ""
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"not JSON: {error}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise BundleError(f"no model bundle: format is not {FORMAT!r}")
+    version = content.get("format_version")
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        mend = "install the version of `pipeline` that packed it, or pack it again"
+        raise BundleError(f"format version {version!r:.40} is unknown, this release reads {FORMAT_VERSION}; {mend}")
+    if content.get("digest") != digest(content):
+        raise BundleError("was changed after packing: its digest does not match; pack the model again")
+    try:
+        manifest = Manifest.model_validate_json(fields)
+    except ValidationError as error:
+        raise BundleError(_explain(error)) from None
+    if faults := output_faults(manifest.contract.output) + baseline_faults(manifest.baseline):
+        raise BundleError("; ".join(faults))
+    return manifest
+
+
+def output_faults(output: OutputContract) -> list[str]:
+    """One line per contradiction in an output contract."""
+    width, classes = output.width, output.classes
+    faults = []
+    if width < 1:
+        faults.append(f"output: width {width} is no output at all")
+    if len(set(classes)) != len(classes):
+        faults.append("output: a class is named twice")
+    if output.kind == "regression":
+        if classes:
+            faults.append("output: a regression has no classes")
+        if output.activation == "softmax":
+            faults.append("output: softmax is for classification")
+    elif width == 1:
+        if len(classes) != 2:
+            faults.append(f"output: one column is the probability of the second of two classes, not of {len(classes)}")
+        if output.activation == "softmax":
+            faults.append("output: softmax of one column is always 1; use sigmoid")
+    elif len(classes) != width:
+        faults.append(f"output: {width} columns, but {len(classes)} classes")
+    return faults
+
+
+def baseline_faults(baseline: Baseline) -> list[str]:
+    """One line per contradiction in a baseline; that its numbers are finite was checked before."""
+    faults = [] if baseline.block_events >= 1 else [f"baseline: block_events {baseline.block_events} is less than 1"]
+    names = [signal.name for signal in baseline.signals]
+    faults += [f"baseline: signal {name} is there twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    for signal in baseline.signals:
+        edges = signal.edges
+        if signal.histogram and len(edges) != len(signal.histogram) + 1:
+            faults.append(f"baseline: signal {signal.name}: {len(edges)} edges for {len(signal.histogram)} bins")
+        if any(left > right for left, right in itertools.pairwise(edges)):
+            faults.append(f"baseline: signal {signal.name}: edges do not ascend")
+        if signal.count < 0 or signal.variance < 0 or min(signal.histogram, default=0) < 0:
+            faults.append(f"baseline: signal {signal.name}: a count or variance below 0")
+    return faults
+
+
+def _explain(error: ValidationError) -> str:
+    """The first fault in one line: where, what, and how many more."""
+    first, *more = error.errors(include_url=False)
+    where = ".".join(str(part) for part in first["loc"])
+    rest = f" (and {len(more)} more)" if more else ""
+    return f"{where}: {first['msg']} (given: {first['input']!r:.60}){rest}"
