@@ -1,4 +1,4 @@
-"""What lies around the package is consistent with it: deployment, dashboard, documentation, Makefile."""
+"""What lies around the package is consistent with it: deployment, dashboard, alerts, Makefile."""
 
 import json
 import os
@@ -179,60 +179,6 @@ def test_prometheus_scrapes_the_ports_that_are_served() -> None:
     assert jobs["worker"]["dns_sd_configs"][0]["port"] == port + 1
     asked = {job for _, expression in expressions() for job in re.findall(r'job="(\w+)"', expression)}
     assert asked <= set(jobs)
-
-
-# --------------------------------------------------------------------------- documentation
-
-
-def pages(nav: list[Any]) -> Iterator[str]:
-    for entry in nav:
-        for target in entry.values():
-            if isinstance(target, str):
-                yield target
-            else:
-                yield from pages(target)
-
-
-def anchors(page: Path) -> set[str]:
-    """Ids of a page's headings, as Python-Markdown's toc makes them."""
-    heads = re.findall(r"^#+ (.+)$", _without_code(page.read_text("utf-8")), re.MULTILINE)
-    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", head).strip().lower()) for head in heads}
-
-
-def _without_code(text: str) -> str:
-    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def test_navigation_lists_every_page_once() -> None:
-    """No page that nobody finds, no entry without a page."""
-    listed = list(pages(read_yaml(ROOT / "mkdocs.yml")["nav"]))
-    assert sorted(listed) == sorted(p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md"))
-
-
-MARKDOWN = sorted({*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md"), *ROOT.glob("*.md")})
-
-
-@pytest.mark.parametrize("page", MARKDOWN, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(page: Path) -> None:
-    """Every relative link names a file that exists, and a heading of it where it names one."""
-    for link in re.findall(r"\]\(([^)\s]+)\)", _without_code(page.read_text("utf-8"))):
-        if re.match(r"[a-z]+:", link):
-            continue
-        file, _, anchor = link.partition("#")
-        target = page.parent / file if file else page
-        assert target.exists(), link
-        if anchor:
-            assert anchor in anchors(target), link
-
-
-@pytest.mark.parametrize("page", MARKDOWN, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_documented_commands_exist(page: Path) -> None:
-    """Each `pipeline COMMAND` in a code block or in backticks is a command."""
-    text = page.read_text("utf-8")
-    code = re.findall(r"^```.*?^```", text, re.MULTILINE | re.DOTALL) + re.findall(r"`([^`\n]+)`", _without_code(text))
-    lines = [line.strip() for block in code for line in block.splitlines()]
-    found = {m[1] for line in lines if (m := re.match(r"(?:\.venv/bin/)?pipeline(?: --config \S+)? ([a-z-]+)\b", line))}
-    assert found <= set(COMMANDS), page
 
 
 # --------------------------------------------------------------------------- Makefile
