@@ -33,7 +33,7 @@ COMMANDS = {
     "demo": Command("demo", "demo", "Show everything at work on real data, in about a minute."),
     "broker": Command("broker", "broker", "Run Apache Kafka on this machine."),
     "topics": Command("topics", "app", "Create and list the pipeline's topics."),
-    "run": Command("run", "run_app", "Run workers, the drift monitor, or all of them."),
+    "run": Command("run", "run", "Run workers, the drift monitor, or all of them."),
     "replay": Command("replay", "replay", "Send the rows of a file to the events topic."),
     "tail": Command("tail", "tail", "Print what is on a topic, decoded."),
     "dead-letters": Command("dead_letters", "app", "List what could not be scored, and send it again."),

@@ -26,6 +26,13 @@ class Flags:
     overrides: dict[str, str] = field(default_factory=dict)
     debug: bool = False
 
+    def as_arguments(self) -> list[str]:
+        """The same flags on a command line, for a process started by this one."""
+        given = [] if self.config is None else ["--config", str(self.config)]
+        for key, value in self.overrides.items():
+            given += ["--set", f"{key}={value}"]
+        return [*given, "--debug"] if self.debug else given
+
 
 def settings_of(ctx: typer.Context, **flags: Any) -> Settings:
     """Settings under the global flags; `flags` are a command's own, as section__key. Raises SettingsError.

@@ -1,0 +1,141 @@
+"""A group of role processes that lives and ends together: what `run all` and `demo` supervise."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+#: How often a waiting supervisor looks: how late the end of a role is noticed.
+POLL_S = 0.1
+#: On top of the roles' own shutdown deadline: interpreter start and end, closing of connections.
+GRACE_S = 10.0
+
+
+@dataclass(frozen=True)
+class RoleProcess:
+    """One role to run: `pipeline run NAME --slot SLOT`."""
+
+    name: str
+    slot: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.slot}"
+
+
+def roles(name: str, workers: int, *, monitor: bool = True) -> list[RoleProcess]:
+    """The processes that `pipeline run NAME --workers WORKERS` stands for."""
+    found = [RoleProcess("worker", slot) for slot in range(1, workers + 1)] if name in {"worker", "all"} else []
+    return [*found, RoleProcess("monitor")] if monitor and name in {"monitor", "all"} else found
+
+
+def command(flags: Sequence[str], role: RoleProcess) -> list[str]:
+    """Command line of one role, under the supervisor's own global flags; it ends when this process does."""
+    parent = str(os.getpid())
+    run = ["run", role.name, "--slot", str(role.slot), "--parent", parent]
+    return [sys.executable, "-m", "pipeline.cli", *flags, *run]
+
+
+class ProcessGroup:
+    """Starts roles, notices the first that ends, ends the others.
+
+    The processes are in sessions of their own, so that a Ctrl-C at the terminal reaches the supervisor alone,
+    which passes it on: each role drains once, and nobody is interrupted twice.
+
+    log_dir: where each role's output goes, NAME-SLOT.log; without it, to this process's own.
+    """
+
+    def __init__(self, flags: Sequence[str], deadline_s: float, log_dir: Path | None = None) -> None:
+        self._flags = list(flags)
+        self._deadline_s = deadline_s
+        self._log_dir = log_dir
+        self._processes: dict[RoleProcess, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, wanted: Iterable[RoleProcess]) -> None:
+        """Start further roles."""
+        for role in wanted:
+            output = None if self._log_dir is None else self.log_file(role).open("ab")
+            try:
+                self._processes[role] = subprocess.Popen(  # noqa: S603 (our own command)
+                    command(self._flags, role),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+            finally:
+                if output is not None:
+                    output.close()
+
+    def log_file(self, role: RoleProcess) -> Path:
+        """Where `role`'s output goes."""
+        assert self._log_dir is not None
+        return self._log_dir / f"{role.name}-{role.slot}.log"
+
+    def pid(self, role: RoleProcess) -> int:
+        """Process id of a role that was started."""
+        return self._processes[role].pid
+
+    def ended(self) -> tuple[RoleProcess, int] | None:
+        """A role that has ended, with its exit code (128 + n for signal n), failures first; None while all run."""
+        codes = [(role, _exit_code(p.returncode)) for role, p in self._processes.items() if p.poll() is not None]
+        return max(codes, key=lambda pair: pair[1], default=None)
+
+    def wait(self, stop: threading.Event) -> int:
+        """Until `stop`, or until a role ends by itself: then the others are ended too. The worst exit code."""
+        while not stop.wait(POLL_S):
+            if (found := self.ended()) is not None:
+                role, code = found
+                log.error("a role ended, stopping the others", role=str(role), exit_code=code)
+                # A role that leaves without being told to is a fault, whatever it says.
+                return max(self.stop(), code, 1)
+        return self.stop()
+
+    def stop(self) -> int:
+        """SIGTERM to all, wait for their drain, SIGKILL past the deadline. The worst exit code."""
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + self._deadline_s + GRACE_S
+        for role, process in self._processes.items():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(deadline - time.monotonic(), 0.0))
+            if process.poll() is None:
+                log.error("a role did not end by its deadline and was killed", role=str(role))
+                process.kill()
+                process.wait()
+        worst = max((_exit_code(p.returncode) for p in self._processes.values()), default=0)
+        self._processes.clear()
+        return worst
+
+
+def _exit_code(returncode: int) -> int:
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+def end_with_parent(parent: int) -> None:
+    """Get SIGTERM when process `parent` ends, however it ends (Linux; elsewhere nothing happens)."""
+    if sys.platform != "linux":
+        return
+    import ctypes  # noqa: PLC0415 (only here)
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM))
+    if os.getppid() != parent:  # it ended before this call
+        os.kill(os.getpid(), signal.SIGTERM)

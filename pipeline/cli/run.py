@@ -1,0 +1,82 @@
+"""`pipeline run`: one role in this process, or several in a supervised group."""
+
+import asyncio
+import signal
+import threading
+from enum import StrEnum
+from typing import Annotated
+
+import structlog
+import typer
+
+from pipeline.cli.context import Flags, settings_of
+from pipeline.cli.processes import ProcessGroup, end_with_parent, roles
+from pipeline.errors import SettingsError
+from pipeline.observe import logs
+from pipeline.settings import Settings
+
+
+class RoleName(StrEnum):
+    """What can be run."""
+
+    WORKER = "worker"
+    MONITOR = "monitor"
+    ALL = "all"
+
+
+def run(
+    ctx: typer.Context,
+    role: Annotated[RoleName, typer.Argument(metavar="ROLE", help="worker, monitor, or all of them.")],
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Worker processes of the one consumer group.")] = 1,
+    slot: Annotated[
+        int | None, typer.Option(min=1, help="Number of this worker among those on this machine.", hidden=True)
+    ] = None,
+    parent: Annotated[int | None, typer.Option(help="End with this process.", hidden=True)] = None,
+) -> None:
+    """Run workers, the drift monitor, or all of them, until Ctrl-C or SIGTERM.
+
+    A stop drains what is in flight, commits it and leaves the group, within delivery.shutdown_deadline_s.
+    Exit code 0: stopped in order. Other codes: see the documentation; the last log line says the cause.
+
+    [bold]Examples[/bold]
+
+    pipeline run all --workers 2
+
+    pipeline run worker
+
+    pipeline run monitor
+    """
+    settings = settings_of(ctx)
+    logs.configure(settings.observe.log_level, settings.observe.log_format)
+    if parent is not None:
+        end_with_parent(parent)
+    if role is RoleName.MONITOR and not settings.drift.enabled:
+        raise SettingsError("drift.enabled: is false, so there is nothing to monitor")
+    if role is RoleName.ALL or (role is RoleName.WORKER and workers > 1):
+        code = _run_group(settings, ctx.obj, role, workers)
+        if code:
+            raise typer.Exit(code)
+    else:
+        _run_here(settings, role, slot or 1)
+
+
+def _run_here(settings: Settings, role: RoleName, slot: int) -> None:
+    structlog.contextvars.bind_contextvars(role=f"{role.value}-{slot}")
+    from pipeline import topology  # noqa: PLC0415 (faust and torch: 2 s that other commands need not wait for)
+
+    fault = asyncio.run(topology.run_role(settings, role.value, slot))
+    if fault is not None:
+        raise fault
+
+
+def _run_group(settings: Settings, flags: Flags, role: RoleName, workers: int) -> int:
+    stop = threading.Event()
+    before = {n: signal.signal(n, lambda *_: stop.set()) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        group = ProcessGroup(flags.as_arguments(), settings.delivery.shutdown_deadline_s)
+        with group:
+            group.start(roles(role.value, workers, monitor=settings.drift.enabled))
+            return group.wait(stop)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

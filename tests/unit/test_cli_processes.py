@@ -1,0 +1,111 @@
+"""The supervised group of role processes, with small stand-ins for the roles' command lines."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import processes
+from pipeline.cli.context import Flags
+from pipeline.cli.processes import ProcessGroup, RoleProcess, roles
+
+OBEDIENT = (
+    "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('up'); time.sleep(60)"
+)
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); time.sleep(60)"
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Role name -> Python source that runs in its place."""
+    sources: dict[str, str] = {}
+    monkeypatch.setattr(processes, "command", lambda _flags, role: [sys.executable, "-u", "-c", sources[role.name]])
+    return sources
+
+
+def await_up(group: ProcessGroup, *wanted: RoleProcess) -> None:
+    give_up = time.monotonic() + 20
+    while not all("up" in group.log_file(role).read_text() for role in wanted):
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def test_all_is_the_workers_and_one_monitor() -> None:
+    """Each worker has its slot; the monitor is there unless drift is off."""
+    assert roles("all", 2) == [RoleProcess("worker", 1), RoleProcess("worker", 2), RoleProcess("monitor")]
+    assert roles("all", 1, monitor=False) == [RoleProcess("worker", 1)]
+    assert roles("worker", 2) == [RoleProcess("worker", 1), RoleProcess("worker", 2)]
+
+
+def test_a_role_gets_the_supervisors_flags() -> None:
+    """Settings file and overrides reach every role as they were given."""
+    flags = Flags(Path("x/p.toml"), {"name": "a b", "drift.delta": "0.1"}).as_arguments()
+    assert flags == ["--config", "x/p.toml", "--set", "name=a b", "--set", "drift.delta=0.1"]
+    line = processes.command(flags, RoleProcess("worker", 2))
+    assert line[1:] == ["-m", "pipeline.cli", *flags, "run", "worker", "--slot", "2", "--parent", str(os.getpid())]
+
+
+def test_a_stop_ends_all_in_order(stand_in: dict[str, str], tmp_path: Path) -> None:
+    """SIGTERM to each; 0 when each ended well."""
+    stand_in.update(worker=OBEDIENT, monitor=OBEDIENT)
+    with ProcessGroup([], 5.0, tmp_path) as group:
+        group.start(roles("all", 2))
+        await_up(group, *roles("all", 2))
+        stop = threading.Event()
+        stop.set()
+        assert group.wait(stop) == 0
+
+
+def test_one_that_fails_ends_the_others_and_its_code_is_the_groups(stand_in: dict[str, str], tmp_path: Path) -> None:
+    """The supervisor exits with the code of the role that failed."""
+    stand_in.update(worker="import sys; sys.exit(6)", monitor=OBEDIENT)
+    with ProcessGroup([], 5.0, tmp_path) as group:
+        group.start([RoleProcess("monitor")])
+        await_up(group, RoleProcess("monitor"))
+        group.start([RoleProcess("worker")])
+        assert group.wait(threading.Event()) == 6
+
+
+def test_one_that_leaves_without_being_told_is_a_fault(stand_in: dict[str, str], tmp_path: Path) -> None:
+    """Even with exit code 0: nobody asked it to stop."""
+    stand_in.update(worker="pass")
+    with ProcessGroup([], 5.0, tmp_path) as group:
+        group.start([RoleProcess("worker")])
+        assert group.wait(threading.Event()) == 1
+
+
+def test_one_that_ignores_sigterm_is_killed_past_the_deadline(
+    stand_in: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No role outlives its supervisor."""
+    monkeypatch.setattr(processes, "GRACE_S", 0.1)
+    stand_in.update(worker=STUBBORN)
+    with ProcessGroup([], 0.1, tmp_path) as group:
+        group.start([RoleProcess("worker")])
+        await_up(group, RoleProcess("worker"))
+        assert group.stop() == 128 + signal.SIGKILL
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def test_a_role_ends_when_its_supervisor_is_killed() -> None:
+    """SIGKILL of the supervisor leaves no worker behind: the kernel sends it SIGTERM."""
+    child = "import os, sys, time; from pipeline.cli.processes import end_with_parent; "
+    child += "end_with_parent(int(sys.argv[1])); print(os.getpid(), flush=True); time.sleep(60)"
+    parent = (
+        f"import os, subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}, str(os.getpid())]); "
+    )
+    parent += "time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    give_up = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and "zombie" not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < give_up, "the role is still there"
+        time.sleep(0.01)
