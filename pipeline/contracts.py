@@ -80,7 +80,11 @@ class OutputSink(Protocol):
     """Where the hot path hands its outputs; delivery is confirmed by the commit, not by these calls."""
 
     def send_batch(
-        self, topic: str, keys: Sequence[bytes | None], values: Sequence[bytes], partitions: Sequence[int] | None = None
+        self,
+        topic: str,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        partitions: Sequence[int] | None = None,
     ) -> None:
         """Enqueue all records in order, waiting while the local queue is full.
 

@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -25,6 +25,9 @@ from pipeline.retraining import tables
 TICK_S = 0.01
 #: Rows encoded at once: columnar encoding needs a few thousand to be at full speed; 10 ms of work.
 CHUNK_ROWS = 5_000
+#: At a given rate no more than this much is encoded ahead: an event without a time of its own gets that of its
+#: encoding, and should not look older than it is.
+AHEAD_S = 0.05
 #: After Ctrl-C, what is in flight may take this long to be acknowledged.
 STOP_FLUSH_S = 10.0
 
@@ -104,7 +107,8 @@ def replay(
     producer = BatchProducer(options.for_producer())
     with _stop_signals() as stop, _progress(None if loop else table.num_rows) as on_sent:
         started = time.monotonic()
-        encoded = _explaining_each(file, encode_rows(encoder, table, from_row, loop=loop))
+        chunk = chunk_rows(rate) if speed is None else CHUNK_ROWS
+        encoded = _explaining_each(file, encode_rows(encoder, table, from_row, chunk, loop=loop))
         sent = send(producer, topic, encoded, pace, stop.wanted, on_sent)
         _flush(producer, stop)
         elapsed_s = time.monotonic() - started
@@ -114,14 +118,21 @@ def replay(
         raise typer.Exit(128 + stop.number)
 
 
-Encoded = tuple[list[bytes | None], list[bytes]]
+Encoded = tuple[Sequence[bytes | None], Sequence[bytes | None]]
 
 
-def encode_rows(encoder: EventEncoder, table: pa.Table, first_row: int, *, loop: bool = False) -> Iterator[Encoded]:
+def chunk_rows(rate: float) -> int:
+    """How many rows to encode at once for `rate` events a second (0: as fast as it goes)."""
+    return min(max(int(rate * AHEAD_S), 1), CHUNK_ROWS) if rate else CHUNK_ROWS
+
+
+def encode_rows(
+    encoder: EventEncoder, table: pa.Table, first_row: int, chunk: int = CHUNK_ROWS, *, loop: bool = False
+) -> Iterator[Encoded]:
     """Keys and values in chunks; with `loop`, for ever, the row number going on so that made ids stay unique."""
     while True:
-        for start in range(0, table.num_rows, CHUNK_ROWS):
-            yield encoder.encode(table.slice(start, CHUNK_ROWS), first_row + start)
+        for start in range(0, table.num_rows, chunk):
+            yield encoder.encode(table.slice(start, chunk), first_row + start)
         if not loop:
             return
         first_row += table.num_rows
