@@ -28,7 +28,11 @@ def read(path: Path) -> pa.Table:
     if is_parquet or path.suffix.lower() in {".parquet", ".pq"}:
         return _told(path, "Parquet", lambda: parquet.read_table(path))
     table = _told(path, "CSV", lambda: _read_csv(path))
-    for name in table.column_names:
+    try:
+        names = table.column_names
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: the names of the columns are not UTF-8 text; save the file as UTF-8") from None
+    for name in names:
         if pa.types.is_binary(table.schema.field(name).type):
             raise DataError(f"{path}: column {name!r}: not UTF-8 text; save the file as UTF-8")
     return table
@@ -46,8 +50,6 @@ def _read_csv(path: Path) -> pa.Table:
 def _told(path: Path, kind: str, read_it: Callable[[], pa.Table]) -> pa.Table:
     try:
         return read_it()
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: the names of the columns are not UTF-8 text; save the file as UTF-8") from None
     except (pa.ArrowException, OSError) as error:
-        what = " ".join(str(error).split())
+        what = "".join(c if c.isprintable() else " " for c in str(error))
         raise DataError(f"{path}: cannot be read as {kind}: {what:.200}") from None
