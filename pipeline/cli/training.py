@@ -10,15 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import drift
 from pipeline.cli.events import to_timestamps
-from pipeline.errors import DataError
+from pipeline.errors import BundleError, ContractError, DataError
 from pipeline.models import bundle as bundles
 from pipeline.models.manifest import Architecture, Training
-from pipeline.records import Baseline, Decoded, FeatureContract, Floats, Longs, ModelIdentity, TrainingReport
+from pipeline.records import (
+    Baseline,
+    Decoded,
+    FeatureContract,
+    Floats,
+    Longs,
+    ModelIdentity,
+    ModelInputs,
+    OutputContract,
+    TrainingReport,
+)
 from pipeline.retraining import features as inference
 from pipeline.retraining import metrics, targets
 from pipeline.retraining.features import Fields
@@ -30,7 +41,8 @@ from pipeline.scoring.validate import Validated, Validator
 ARCHITECTURE = "pipeline.models.architectures:TabularMLP"
 #: Rows in one call of the engine when a whole file is scored.
 SCORE_ROWS = 4096
-_ID = "row"
+#: Event column with the number of the row.
+ID = "row"
 _ARROW = {"double": pa.float64(), "float": pa.float32(), "long": pa.int64(), "int": pa.int32(), "boolean": pa.bool_()}
 
 
@@ -70,7 +82,8 @@ def train_bundle(
     target = targets.infer(rows.column(label), rows_train, label, task)
     contract = FeatureContract(inference.infer(rows.slice(0, rows_train), features, fields), target.output())
 
-    checked, arrays, kept = validated(contract, event_columns(rows, features, fields))
+    checked = validated(contract, event_columns(rows, features, fields))
+    arrays, kept = checked.inputs[0].arrays, checked.inputs[0].rows
     before = int(np.searchsorted(kept, rows_train))
     if before < train.ROWS_MIN or before == len(kept):
         raise DataError(f"only {len(kept):,} of {rows.num_rows:,} rows can be used: their numbers must be finite")
@@ -79,15 +92,16 @@ def train_bundle(
     rows_fit = before - max(1, round(before * recipe.stopping_share))
     fitted = train.fit(architectures.TabularMLP, early, known, contract, rows_fit, recipe, progress)
 
-    outputs = score(fitted.module, contract, {name: array[before:] for name, array in arrays.items()})
-    measured, confusion = measure(outputs, contract, target, kept[before:], kept[:before])
+    late = ModelInputs({name: array[before:] for name, array in arrays.items()}, kept[before:])
+    scored_rows, outputs = score(fitted.module, contract, [late])
+    measured, confusion = measure(outputs, contract, target.values[scored_rows], target.values[kept[:before]])
     report = TrainingReport(before, len(kept) - before, measured, confusion)
     made = bundles.make(
         model_id=model_id,
         architecture=Architecture(module=ARCHITECTURE, arguments=fitted.arguments),
         contract=contract,
         weights=loading.weights_of(fitted.module),
-        baseline=baseline(contract, checked, rows_train, kept[before:], outputs),
+        baseline=baseline(contract, checked, rows_train, scored_rows, outputs),
         training=provenance(rows.select([*features, label]), report),
     )
     bundles.write(made, out, overwrite=overwrite)
@@ -96,7 +110,7 @@ def train_bundle(
 
 def event_columns(rows: pa.Table, features: Sequence[str], fields: Fields) -> pa.RecordBatch:
     """Rows as the event columns a worker decodes, with their number as identifier."""
-    arrays, names = [pa.array(np.arange(rows.num_rows))], [_ID]
+    arrays, names = [pa.array(np.arange(rows.num_rows))], [ID]
     for column in features:
         name, avro_type, _ = fields[column]
         array = rows.column(column).combine_chunks()
@@ -109,40 +123,58 @@ def event_columns(rows: pa.Table, features: Sequence[str], fields: Fields) -> pa
     return pa.RecordBatch.from_arrays(arrays, names=names)
 
 
-def validated(contract: FeatureContract, columns: pa.RecordBatch) -> tuple[Validated, dict[str, Any], Longs]:
-    """What the validator says of all rows; arrays of the good ones; their numbers, ascending.
-
-    For contracts without sequences, whose good rows are of one shape.
-    """
+def validated(contract: FeatureContract, columns: pa.RecordBatch) -> Validated:
+    """What the validator says of all rows. Raises DataError if it refuses every one."""
     decoded = Decoded(columns, np.arange(columns.num_rows, dtype=np.int64), [])
-    checked = Validator(contract, id_field=_ID, time_field=None).validate(decoded)
+    checked = Validator(contract, id_field=ID, time_field=None).validate(decoded)
     if not checked.inputs:
-        raise DataError("no row fits the feature contract")
-    return checked, checked.inputs[0].arrays, checked.inputs[0].rows
+        first = f": {checked.rejects[0].message}" if checked.rejects else ""
+        raise DataError(f"none of the {columns.num_rows:,} rows fits the feature contract{first}")
+    return checked
 
 
-def score(module: Any, contract: FeatureContract, arrays: dict[str, Any]) -> Floats:
-    """Outputs (n, width) of the engine on the CPU, activation applied."""
+def score(module: Any, contract: FeatureContract, inputs: Sequence[ModelInputs]) -> tuple[Longs, Floats]:
+    """Numbers of the rows, ascending, and their outputs (n, width) by the engine on the CPU, activation applied."""
     from pipeline.scoring.engine import TorchModel  # noqa: PLC0415  imports torch
 
     model = TorchModel(module, contract, ModelIdentity("training", "0"), bundles.NO_BASELINE, batch_max=SCORE_ROWS)
-    n = len(next(iter(arrays.values())))
     parts = [
-        model.score({name: array[start : start + SCORE_ROWS] for name, array in arrays.items()})
-        for start in range(0, n, SCORE_ROWS)
+        model.score({name: array[start : start + SCORE_ROWS] for name, array in part.arrays.items()})
+        for part in inputs
+        for start in range(0, len(part), SCORE_ROWS)
     ]
-    return np.concatenate(parts) if parts else np.empty((0, contract.output.width), np.float32)
+    rows = np.concatenate([part.rows for part in inputs])
+    order = np.argsort(rows)
+    return rows[order], np.concatenate(parts)[order]
 
 
 def measure(
-    outputs: Floats, contract: FeatureContract, target: Target, newest: Longs, trained: Longs
+    outputs: Floats, contract: FeatureContract, truth: npt.NDArray[Any], before: npt.NDArray[Any]
 ) -> tuple[dict[str, float], list[list[int]]]:
-    """Metrics and confusion matrix of outputs for the rows `newest` of the target."""
-    truth, before = target.values[newest], target.values[trained]
+    """Metrics and confusion matrix; `truth` of the rows scored, `before` of those trained on, as in Target.values."""
     labels = prediction_labels(outputs, contract)
     if labels is None:
         return metrics.regression(outputs[:, 0].astype(np.float64), truth, before), []
-    return metrics.classification(outputs, labels, truth, before, len(target.classes))
+    return metrics.classification(outputs, labels, truth, before, len(contract.output.classes))
+
+
+def check_contract(contract: FeatureContract) -> None:
+    """Raises BundleError, in one line, for a contract that contradicts itself."""
+    try:
+        Validator(contract, id_field=ID, time_field=None)
+    except ContractError as error:
+        raise BundleError(str(error)) from None
+
+
+def truth(label: pa.ChunkedArray, output: OutputContract, name: str) -> npt.NDArray[Any]:
+    """True values in a label column without nulls: indices of `output.classes`, -1 for others; or numbers."""
+    if output.kind == "regression":
+        return targets.numbers(label, name)
+    indices = pc.index_in(targets.as_text(label), value_set=pa.array(output.classes, pa.string()))
+    if indices.null_count == len(indices):
+        raise DataError(f"label {name!r}: no row has one of the model's classes: {', '.join(output.classes)}")
+    found: Longs = indices.fill_null(-1).to_numpy().astype(np.int64)
+    return found
 
 
 def baseline(

@@ -148,6 +148,11 @@ def write(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
     container.write_files(path, {MANIFEST: bundle.manifest.to_json(), WEIGHTS: bundle.weights}, overwrite=overwrite)
 
 
+def check_free(path: Path, *, overwrite: bool = False) -> None:
+    """What `write` would say of a path that is taken, before the work that leads to it."""
+    container.check_free(path, overwrite=overwrite)
+
+
 def check_fits(bundle: Bundle, schema_json: str) -> list[str]:
     """One line per feature that events of this Avro schema (JSON) cannot give; empty if the bundle fits."""
     return fitting.misfits(bundle.contract, schema_json)

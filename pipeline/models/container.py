@@ -54,8 +54,7 @@ def write_files(path: Path, files: Mapping[str, bytes], *, overwrite: bool = Fal
     It appears whole under its name or not at all. Raises BundleError when it is there already and
     `overwrite` is not set, or cannot be written.
     """
-    if os.path.lexists(path) and not overwrite:
-        raise BundleError(f"{path}: is there already; choose another name, or allow overwriting")
+    check_free(path, overwrite=overwrite)
     writer = _WRITERS.get(kind_of(path), _write_folder)
     new, old = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("new", "old"))
     try:
@@ -74,6 +73,12 @@ def write_files(path: Path, files: Mapping[str, bytes], *, overwrite: bool = Fal
         if not path.exists() and old.exists():
             old.rename(path)
         _remove(old)
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Raises BundleError when something is at `path` that must not be overwritten."""
+    if os.path.lexists(path) and not overwrite:
+        raise BundleError(f"{path}: is there already; choose another name, or overwrite it with --force")
 
 
 def kind_of(path: Path) -> str:

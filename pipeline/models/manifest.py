@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import BundleError
-from pipeline.records import Baseline, FeatureContract, ModelIdentity, OutputContract
+from pipeline.records import Baseline, Feature, FeatureContract, ModelIdentity, OutputContract
 
 FORMAT: Literal["pipeline-model-bundle"] = "pipeline-model-bundle"
 FORMAT_VERSION: Literal[1] = 1
@@ -125,6 +125,22 @@ def parse(text: bytes) -> Manifest:
     if faults := output_faults(manifest.contract.output) + baseline_faults(manifest.baseline):
         raise BundleError("; ".join(faults))
     return manifest
+
+
+class _ContractFile(_Part):
+    features: tuple[Feature, ...]
+    output: OutputContract
+
+
+def parse_contract(text: bytes) -> FeatureContract:
+    """A feature contract from JSON, with the fields of records.FeatureContract. Raises BundleError in one line."""
+    try:
+        found = _ContractFile.model_validate_json(text)
+    except ValidationError as error:
+        raise BundleError(_explain(error)) from None
+    if faults := output_faults(found.output):
+        raise BundleError("; ".join(faults))
+    return FeatureContract(found.features, found.output)
 
 
 def output_faults(output: OutputContract) -> list[str]:

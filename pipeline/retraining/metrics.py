@@ -21,7 +21,7 @@ def classification(
 
     outputs: (n, classes) probabilities, or (n, 1) of the second of two. predicted, truth: (n,) class indices;
     a truth of -1 is a class never trained on, which no prediction meets. trained: indices of the training
-    part, in order of time; its most frequent class is `majority`, and `no_change` repeats the truth before.
+    part, in order of time, or none; its most frequent class is `majority`; `no_change` repeats the truth before.
     Balanced accuracy and macro-F1 are means over the classes that occur in the truth.
     """
     known = truth >= 0
@@ -35,32 +35,39 @@ def classification(
     f1 = 2 * hits[occurs] / (true_counts[occurs] + predicted_counts[occurs])
     probabilities = np.hstack([1 - outputs, outputs]) if outputs.shape[1] == 1 else outputs
     of_truth = np.where(known, probabilities[np.arange(len(truth)), np.maximum(truth, 0)], 0.0)
-    before = np.concatenate([trained[-1:], truth[:-1]])
-    majority = np.bincount(trained[trained >= 0], minlength=classes).argmax()
     metrics = {
         "accuracy": _mean(predicted == truth),
         "balanced_accuracy": _mean(recalls),
         "macro_f1": _mean(f1),
         "log_loss": _mean(-np.log(np.clip(of_truth, PROBABILITY_MIN, 1.0))),
-        "accuracy_of_majority": _mean(truth == majority),
-        "accuracy_of_no_change": _mean((truth == before) & known),
     }
+    if len(trained):
+        majority = np.bincount(trained[trained >= 0], minlength=classes).argmax()
+        metrics["accuracy_of_majority"] = _mean(truth == majority)
+    metrics["accuracy_of_no_change"] = _mean((truth == _before(truth, trained)) & known)
     return metrics, confusion.tolist()
 
 
 def regression(predicted: Numbers, truth: Numbers, trained: Numbers) -> Metrics:
     """All (n,). `mean` answers with the mean of the training part, `no_change` with the truth before."""
     error = predicted - truth
-    before = np.concatenate([trained[-1:], truth[:-1]])
+    before = _before(truth, trained)
     spread = float(((truth - truth.mean()) ** 2).sum())
-    return {
+    measured = {
         "mae": _mean(np.abs(error)),
         "rmse": float(np.sqrt(_mean(error**2))),
         "r2": 1.0 - float((error**2).sum()) / spread if spread > 0 else 0.0,
-        "mae_of_mean": _mean(np.abs(truth - trained.mean())),
         "mae_of_no_change": _mean(np.abs(truth - before)),
         "rmse_of_no_change": float(np.sqrt(_mean((truth - before) ** 2))),
     }
+    if len(trained):
+        measured["mae_of_mean"] = _mean(np.abs(truth - trained.mean()))
+    return measured
+
+
+def _before(truth: npt.NDArray[Any], trained: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The truth of the row before each; the first row of all, which has none, is its own."""
+    return np.concatenate([trained[-1:] if len(trained) else truth[:1], truth[:-1]])
 
 
 def _mean(values: npt.NDArray[Any]) -> float:

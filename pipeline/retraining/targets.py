@@ -44,15 +44,18 @@ def infer(label: pa.ChunkedArray, rows_train: int, name: str, task: Task | None 
     Text and Booleans are classes, and so are up to NUMBER_CLASSES_MAX different whole numbers, unless `task`
     says otherwise; other numbers are a regression. Raises DataError naming the column if nothing can be learnt.
     """
-    text = _as_text(label)
+    text = as_text(label)
     trained = text.slice(0, rows_train)
     if task is None:
         task = "classification" if _is_classes(label, trained) else "regression"
     if task == "regression":
-        return _numbers(label, rows_train, name)
+        values = numbers(label, name)
+        if np.ptp(values[:rows_train]) == 0:
+            raise _constant(name, f"{values[0]:g}")
+        return Target("regression", (), values)
     classes = sorted(pc.unique(trained).to_pylist(), key=_in_order)
     if len(classes) < 2:
-        raise DataError(f"label {name!r}: is {classes[0]!r} in all rows to train on; nothing can be learnt from that")
+        raise _constant(name, repr(classes[0]))
     if len(classes) > CLASSES_MAX:
         raise DataError(f"label {name!r}: {len(classes):,} classes, and at most {CLASSES_MAX} can be told apart here")
     indices = pc.index_in(text, value_set=pa.array(classes, pa.string())).fill_null(-1)
@@ -67,23 +70,26 @@ def _is_classes(label: pa.ChunkedArray, trained: pa.ChunkedArray) -> bool:
     return whole and distinct <= NUMBER_CLASSES_MAX
 
 
-def _numbers(label: pa.ChunkedArray, rows_train: int, name: str) -> Target:
+def _constant(name: str, value: str) -> DataError:
+    return DataError(f"label {name!r}: is {value} in all rows to train on; nothing can be learnt from that")
+
+
+def numbers(label: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
+    """(n,) values of a label column without nulls. Raises DataError for what is no finite number."""
     if not (_is_number(label.type) or pa.types.is_boolean(label.type)):
         raise DataError(f"label {name!r}: {label.type} is no number, so there is no regression on it")
-    values = label.cast(pa.float64(), safe=False).to_numpy()
+    values: npt.NDArray[np.float64] = label.cast(pa.float64(), safe=False).to_numpy()
     if not np.isfinite(values).all():
         raise DataError(f"label {name!r}: holds infinity or NaN, row {int(np.flatnonzero(~np.isfinite(values))[0])}")
-    if np.ptp(values[:rows_train]) == 0:
-        raise DataError(f"label {name!r}: is {values[0]:g} in all rows to train on; nothing can be learnt from that")
-    return Target("regression", (), values)
+    return values
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return any((pa.types.is_integer(kind), pa.types.is_floating(kind), pa.types.is_decimal(kind)))
 
 
-def _as_text(label: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Class names: 1.0 and 1 are the same."""
+def as_text(label: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Class names: 1.0 and 1 are the same. Raises DataError for what has none."""
     if pa.types.is_floating(label.type) and bool(pc.all(pc.equal(pc.round(label), label)).as_py()):
         largest = pc.max(pc.abs(label)).as_py()
         if largest is not None and largest < 2**53:

@@ -1,0 +1,402 @@
+"""`pipeline model`: train the built-in model, pack one of your own, verify and show bundles."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import typer
+
+from pipeline.cli import render
+from pipeline.cli.context import say, settings_of, stderr, stdout, table
+from pipeline.cli.events import COLUMN_ATTRIBUTE, avro_names
+from pipeline.cli.inference import Columns, infer
+from pipeline.errors import BundleError, DataError
+from pipeline.models import bundle as bundles
+from pipeline.models import manifest as manifests
+from pipeline.models.manifest import Architecture, Training
+from pipeline.records import Baseline, Feature, FeatureContract, TrainingReport
+from pipeline.retraining import tables
+from pipeline.retraining.features import Fields
+from pipeline.retraining.targets import Task
+from pipeline.settings import Settings
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")
+
+Overwrite = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+BundlePath = Annotated[
+    Path | None, typer.Argument(metavar="BUNDLE", help="Folder or archive.  [dim]Else the one of model.bundle.[/dim]")
+]
+AVRO_FEATURES = frozenset({"double", "float", "long", "int", "boolean", "string", "enum"})
+
+
+# --------------------------------------------------------------------------- train
+
+
+@app.command()
+def train(
+    ctx: typer.Context,
+    data: Annotated[Path, typer.Option("--data", metavar="FILE", help="CSV or Parquet file, one event a row.")],
+    label: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="What to predict.  [dim]Else events.label_field.[/dim]")
+    ] = None,
+    time: Annotated[str | None, typer.Option(metavar="COLUMN", help="Orders the rows; else they are in order.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="No feature (repeatable).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder, or archive: .tar, .tar.gz, .tgz, .zip.")] = Path(
+        "models/candidate"
+    ),
+    model_id: Annotated[
+        str | None, typer.Option("--id", help="Name of the model.  [dim]Else the pipeline's.[/dim]")
+    ] = None,
+    task: Annotated[Task | None, typer.Option(help="What kind of label it is.  [dim]Else by its values.[/dim]")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same data and seed make the same model.")] = 0,
+    force: Overwrite = False,
+) -> None:
+    """Train the built-in model on the earlier rows, measure it on the later ones, and pack it.
+
+    In a project folder the features are the fields of its event schema; elsewhere all columns that can be.
+
+    [bold]Examples[/bold]
+
+    pipeline model train --data orders.csv --label fraud
+
+    pipeline model train --data newer.parquet --out models/2024-06.tar.gz
+    """
+    from pipeline.cli.training import train_bundle  # noqa: PLC0415  a second that --help need not wait for
+
+    settings = settings_of(ctx)
+    label = label or settings.events.label_field
+    if label is None:
+        raise typer.BadParameter("missing, and events.label_field is not set", param_hint="--label")
+    bundles.check_free(out, overwrite=force)  # before the work, not after it
+    rows = tables.read(data)
+    try:
+        fields, time = _fields(settings, rows, Columns(label, time, drop=tuple(drop or ())))
+        with stderr().status("training ...") as status:
+            report = train_bundle(
+                rows,
+                label=label,
+                features=[*fields],
+                fields=fields,
+                out=out,
+                model_id=model_id or settings.name,
+                time=time,
+                task=task,
+                seed=seed,
+                overwrite=force,
+                progress=lambda epoch, most, loss: status.update(f"training: epoch {epoch} of {most}, loss {loss:.4g}"),
+            )
+    except DataError as error:
+        raise DataError("\n".join(f"{data}: {line}" for line in str(error).splitlines())) from None
+    stdout().print(_measured(report.rows_train, report.rows_validation, report.metrics))
+    _tell_packed(out, bundles.read(out))
+
+
+def _fields(settings: Settings, rows: pa.Table, columns: Columns) -> tuple[Fields, str | None]:
+    """Features as column -> (Avro field, type, nullable), and the column of the time."""
+    schema_file = settings.path(settings.events.schema_file)
+    inferred = infer(rows, columns, settings.name)  # also says which columns do not exist
+    if not schema_file.exists():
+        return inferred.features, columns.time
+    try:
+        schema = json.loads(schema_file.read_text("utf-8"))
+        fields = {field["name"]: field for field in schema["fields"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"events.schema_file: {schema_file} cannot be read: {error}") from None
+    events = settings.events
+    time = columns.time or (_column(fields.get(events.time_field or ""), rows))
+    found: dict[str, tuple[str, str, bool]] = {}
+    for name, field in fields.items():
+        column = _column(field, rows)
+        if name in (events.id_field, events.key_field, events.time_field) or column in (columns.label, *columns.drop):
+            continue
+        kind, nullable = _kind(field["type"])
+        if kind not in AVRO_FEATURES:
+            say(f"left out: {name}, {kind}: the built-in model takes numbers and text")
+        elif column is None:
+            say(f"left out: {name}: the file has no such column")
+        else:
+            found[column] = (name, "string" if kind == "enum" else kind, nullable)
+    if not found:
+        raise DataError(f"no column is a feature of {schema_file}")
+    return found, time
+
+
+def _column(field: dict[str, Any] | None, rows: pa.Table) -> str | None:
+    """The column of a file that an event field is filled from, as `pipeline replay` finds it."""
+    if field is None:
+        return None
+    wanted = str(field.get(COLUMN_ATTRIBUTE, field["name"]))
+    if wanted in rows.column_names:
+        return wanted
+    return next((column for column, name in avro_names(rows.column_names).items() if name == wanted), None)
+
+
+def _kind(avro_type: Any) -> tuple[str, bool]:
+    """The name of an Avro type, and whether it may be null; logical types are no plain features."""
+    nullable = isinstance(avro_type, list) and "null" in avro_type
+    if isinstance(avro_type, list):
+        others = [branch for branch in avro_type if branch != "null"]
+        avro_type = others[0] if len(others) == 1 else "union"
+    if isinstance(avro_type, dict):
+        avro_type = avro_type.get("logicalType", avro_type["type"])
+    return str(avro_type), nullable
+
+
+# --------------------------------------------------------------------------- pack
+
+
+@app.command()
+def pack(
+    ctx: typer.Context,
+    module: Annotated[str, typer.Argument(metavar="PACKAGE.MODULE:CLASS", help="A torch.nn.Module that is installed.")],
+    weights: Annotated[Path, typer.Option(metavar="FILE", help="Its state_dict as safetensors.")],
+    contract: Annotated[Path, typer.Option(metavar="FILE", help="Features and output, as JSON.")],
+    arguments: Annotated[str, typer.Option(metavar="JSON", help="Keyword arguments of the class.")] = "{}",
+    out: Annotated[Path, typer.Option(help="Folder, or archive: .tar, .tar.gz, .tgz, .zip.")] = Path(
+        "models/candidate"
+    ),
+    model_id: Annotated[
+        str | None, typer.Option("--id", help="Name of the model.  [dim]Else the pipeline's.[/dim]")
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="Its version.  [dim]Else made of its content.[/dim]")] = None,
+    require: Annotated[
+        list[str] | None, typer.Option(metavar="NAME>=VERSION", help="Package it needs (repeatable).")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Rows it was not trained on: for the drift baseline and metrics."),
+    ] = None,
+    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="Truth in --data, for metrics.")] = None,
+    force: Overwrite = False,
+) -> None:
+    """Pack a model of your own: a class of an installed package, its weights, what it takes and returns.
+
+    The module takes one mapping of tensors and returns float32 (rows, width): docs/bundles.md says which.
+    Without --data there is no baseline, and drift of this model is not watched.
+
+    [bold]Example[/bold]
+
+    pipeline model pack shop.models:Net --weights net.safetensors --contract contract.json --data held_out.csv
+    """
+    settings = settings_of(ctx)
+    made = _pack(
+        module,
+        weights,
+        contract,
+        _arguments(arguments),
+        {"model_id": model_id or settings.name, "model_version": version, "requires": _requires(require or [])},
+        data,
+        label,
+    )
+    bundles.write(made, out, overwrite=force)
+    if made.training.metrics:
+        stdout().print(_measured(None, made.training.rows_validation, made.training.metrics))
+    _tell_packed(out, made)
+
+
+def _pack(
+    module: str,
+    weights: Path,
+    contract_file: Path,
+    arguments: dict[str, Any],
+    named: dict[str, Any],
+    data: Path | None,
+    label: str | None,
+) -> bundles.Bundle:
+    """A bundle whose module was made, loaded and run; every fault names its file."""
+    from pipeline.cli.training import check_contract  # noqa: PLC0415
+
+    try:
+        contract = manifests.parse_contract(_bytes(contract_file))
+        check_contract(contract)
+    except (BundleError, DataError) as error:
+        raise BundleError(f"{contract_file}: {error}") from None
+    try:
+        architecture = Architecture(module=module, arguments=arguments)
+    except ValueError:
+        raise typer.BadParameter(f"{module!r} is not package.module:Class") from None
+    content = _bytes(weights)
+    plain = bundles.make(architecture=architecture, contract=contract, weights=content, **named)
+    network = _run_once(plain)
+    if data is None:
+        return plain
+    baseline, training = _measure(network, contract, data, label)
+    return bundles.make(
+        architecture=architecture, contract=contract, weights=content, baseline=baseline, training=training, **named
+    )
+
+
+def _measure(network: Any, contract: FeatureContract, data: Path, label: str | None) -> tuple[Baseline, Training]:
+    from pipeline.cli import training  # noqa: PLC0415
+
+    rows = tables.read(data)
+    names = {feature.name: feature for feature in contract.features}
+    if missing := [name for name in (*names, *([label] if label else ())) if name not in rows.column_names]:
+        raise DataError(f"{data}: no column {', '.join(map(repr, missing))}; there are {', '.join(rows.column_names)}")
+    if label is not None:
+        rows = rows.filter(pc.is_valid(rows.column(label)))
+    columns = pa.RecordBatch.from_arrays(
+        [pa.array(np.arange(rows.num_rows)), *(rows.column(name).combine_chunks() for name in names)],
+        names=[training.ID, *names],
+    )
+    try:
+        checked = training.validated(contract, columns)
+        scored, outputs = training.score(network, contract, checked.inputs)
+        report = TrainingReport(0, len(scored))
+        if label is not None:
+            truth = training.truth(rows.column(label), contract.output, label)[scored]
+            report = TrainingReport(0, len(scored), *training.measure(outputs, contract, truth, truth[:0]))
+    except DataError as error:
+        raise DataError(f"{data}: {error}") from None
+    used = rows.select([*names, *([label] if label else ())])
+    return training.baseline(contract, checked, 0, scored, outputs), training.provenance(used, report)
+
+
+def _run_once(bundle: bundles.Bundle) -> Any:
+    """The module of a bundle, after a small batch of every shape went through it."""
+    from pipeline.models.loading import load_module  # noqa: PLC0415  imports torch
+    from pipeline.scoring.engine import TorchModel  # noqa: PLC0415
+
+    network = load_module(bundle)
+    TorchModel(network, bundle.contract, bundle.identity, bundle.baseline, batch_max=2).warm_up()
+    return network
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint="--arguments") from None
+    if not isinstance(found, dict):
+        raise typer.BadParameter("not a JSON object of keyword arguments", param_hint="--arguments")
+    return found
+
+
+def _requires(given: list[str]) -> dict[str, str]:
+    requires = dict(bundles.DEFAULT_REQUIRES)
+    for requirement in given:
+        matched = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*([<>=!].*)", requirement)
+        if matched is None:
+            raise typer.BadParameter(f"{requirement!r} is not of the form NAME>=VERSION", param_hint="--require")
+        requires[matched[1]] = matched[2].replace(" ", "")
+    return requires
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+# --------------------------------------------------------------------------- verify, show
+
+
+@app.command()
+def verify(ctx: typer.Context, bundle: BundlePath = None) -> None:
+    """Check every digest, load the model and run it; compare it with the project's event schema, if there is one.
+
+    Exit code 0: it can be used here. 1: it cannot, and one line says why.
+
+    [bold]Example[/bold]  pipeline model verify models/candidate
+    """
+    settings = settings_of(ctx)
+    path = bundle or settings.path(settings.model.bundle)
+    found = bundles.read(path)
+    try:
+        _run_once(found)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from None
+    schema_file = settings.path(settings.events.schema_file)
+    compared = "no event schema here to compare it with"
+    if schema_file.exists():
+        if misfits := bundles.check_fits(found, _bytes(schema_file).decode("utf-8", "replace")):
+            raise BundleError("\n".join(f"{path}: does not fit {schema_file}: {misfit}" for misfit in misfits))
+        compared = f"fits {schema_file}"
+    typer.echo(f"{path}: {found.model_id} {found.model_version} is whole, loads and runs; {compared}")
+
+
+@app.command()
+def show(
+    ctx: typer.Context,
+    bundle: BundlePath = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole manifest as one JSON object.")] = False,
+) -> None:
+    """Show what a bundle is: identity, architecture, features, outputs, how it was trained.
+
+    [bold]Examples[/bold]
+
+    pipeline model show models/candidate.tar.gz
+
+    pipeline model show --json | jq .training.metrics
+    """
+    path = bundle
+    if path is None:
+        settings = settings_of(ctx)
+        path = settings.path(settings.model.bundle)
+    found = bundles.read(path)
+    if as_json:
+        sys.stdout.write(render.to_json(found.manifest.model_dump(mode="json")) + "\n")
+        return
+    console = stdout()
+    console.print(table(None, ("bundle", str(path)), _described(found)))
+    features = [(f.name, f.kind, _shape(f), _policy(f)) for f in found.contract.features]
+    console.print(table(None, ("feature", "kind", "values", "when it is not so"), features))
+    if found.training.metrics:
+        training = found.training
+        console.print(_measured(training.rows_train or None, training.rows_validation, training.metrics))
+
+
+def _described(bundle: bundles.Bundle) -> Iterator[tuple[str, str]]:
+    manifest, output = bundle.manifest, bundle.contract.output
+    yield "model", f"{manifest.model_id} {manifest.model_version}"
+    yield "packed", manifest.created_at
+    yield "architecture", f"{manifest.architecture.module} {json.dumps(manifest.architecture.arguments)}"
+    classes = f" of {', '.join(output.classes)}" if output.classes else ""
+    yield "output", f"{output.kind}{classes}; width {output.width}, activation {output.activation}"
+    yield "weights", f"{len(bundle.weights):,} bytes in {len(bundles.weights_header(bundle.weights))} tensors"
+    yield "requires", ", ".join(f"{name}{versions}" for name, versions in manifest.requires.items())
+    yield "made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())
+    signals = len(manifest.baseline.signals)
+    blocks = f"{signals} signals in blocks of {manifest.baseline.block_events} events"
+    yield "drift", blocks if signals else "not watched: packed without data"
+    if manifest.training.data_sha256:
+        yield "data", f"SHA-256 {manifest.training.data_sha256}"
+
+
+def _shape(feature: Feature) -> str:
+    if feature.kind == "category":
+        return f"{len(feature.vocabulary)} categories"
+    span = f" in {list(feature.range)}" if feature.range else ""
+    shape = "x".join(map(str, feature.shape))
+    return {"number": f"number{span}", "bytes": f"{shape} {feature.dtype}", "sequence": f"up to {shape}{span}"}[
+        feature.kind
+    ]
+
+
+def _policy(feature: Feature) -> str:
+    null = f"null becomes {feature.impute!r}" if feature.on_null == "impute" else "null is refused"
+    if feature.kind == "category":
+        return f"{null}, unknown {'is refused' if feature.on_unknown == 'reject' else 'is its own category'}"
+    beyond = {"reject": "is refused", "clip": "is clipped", "impute": f"becomes {feature.impute!r}"}[feature.on_range]
+    return f"{null}, beyond the range {beyond}" if feature.range else null
+
+
+def _measured(trained: int | None, measured: int, metrics: dict[str, float]) -> object:
+    title = (
+        f"measured on {measured:,} rows"
+        if trained is None
+        else (f"trained on the first {trained:,} rows, measured on the {measured:,} after them")
+    )
+    return table(title, ("metric", "value"), [(n, f"{v:.4g}") for n, v in metrics.items()], right=("value",))
+
+
+def _tell_packed(out: Path, bundle: bundles.Bundle) -> None:
+    typer.echo(f"{out}: {bundle.model_id} {bundle.model_version}")
+    say(f'To use it: model.bundle = "{out}" in pipeline.toml, or PIPELINE__MODEL__BUNDLE={out}; then pipeline check')
