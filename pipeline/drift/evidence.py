@@ -1,0 +1,103 @@
+"""From detected changes to the one trigger a person or a retrainer acts on."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.drift.history import Stretch
+from pipeline.records import OffsetRange, RetrainingTrigger, SignalBaseline, SignalEvidence
+
+Doubles = npt.NDArray[np.float64]
+Severity = Literal["minor", "major", "critical"]
+
+#: The usual reading of PSI: below 0.1 little has changed, from 0.25 on much has.
+PSI_MINOR, PSI_MAJOR = 0.1, 0.25
+
+#: Signals of what the model says, rather than of what it is given.
+OUTPUT_SIGNALS = ("score:", "class:", "rejected")
+
+
+def divergences(histogram: Doubles, baseline: SignalBaseline) -> tuple[float, float]:
+    """KL (histogram from baseline, nats) and PSI on the baseline's bins; half a count added to each bin."""
+    m = len(baseline.histogram)
+    p = (histogram[:m] + 0.5) / (histogram[:m].sum() + 0.5 * m)
+    q = np.array(baseline.histogram, dtype=np.float64) + 0.5
+    q /= q.sum()
+    log_ratio = np.log(p / q)
+    return max(0.0, float(p @ log_ratio)), max(0.0, float((p - q) @ log_ratio))
+
+
+def signal_evidence(
+    index: int, baseline: SignalBaseline, detector: str, before: list[Stretch], after: list[Stretch]
+) -> SignalEvidence:
+    """Evidence for one signal; without stretches before, the baseline stands for them."""
+    before_count = sum(float(s.counts[index]) for s in before)
+    before_sum = sum(float(s.sums[index]) for s in before)
+    after_count = sum(float(s.counts[index]) for s in after)
+    after_sum = sum(float(s.sums[index]) for s in after)
+    if before_count == 0.0:
+        before_count, before_sum = float(baseline.count), baseline.mean * baseline.count
+    histogram = np.sum([s.histograms[index] for s in after], axis=0)
+    kl, psi = divergences(histogram, baseline)
+    return SignalEvidence(
+        signal=baseline.name,
+        detector=detector,
+        before_mean=before_sum / max(1.0, before_count),
+        after_mean=after_sum / max(1.0, after_count),
+        before_count=round(before_count),
+        after_count=round(after_count),
+        kl=kl,
+        psi=psi,
+    )
+
+
+def severity_of(signals: list[SignalEvidence]) -> Severity:
+    """critical: what the model says moved much (PSI >= 0.25 in a score, class share or rejections).
+    major: some signal moved by PSI >= 0.1. minor: all below.
+    """
+    if any(s.psi >= PSI_MAJOR and s.signal.startswith(OUTPUT_SIGNALS) for s in signals):
+        return "critical"
+    return "major" if any(s.psi >= PSI_MINOR for s in signals) else "minor"
+
+
+def advice_for(severity: Severity, signals: list[SignalEvidence], since: int, window_events: int) -> str:
+    """One line: what moved and what to do."""
+    rejected = next((s for s in signals if s.signal == "rejected" and s.after_mean > s.before_mean), None)
+    if rejected is not None:
+        return (
+            f"rejected records rose from {rejected.before_mean:.2%} to {rejected.after_mean:.2%}: "
+            "read the dead letters and mend the producer before retraining"
+        )
+    nulls = [s.signal.removeprefix("null:") for s in signals if s.signal.startswith("null:")]
+    if nulls:
+        return f"the share of missing values changed in {', '.join(nulls)}: check the producer before retraining"
+    wait = max(0, window_events - since)
+    when = f"once {wait} more events have come" if wait else "now"
+    moved = "the model's outputs moved" if severity == "critical" else "inputs moved"
+    if all(s.signal.startswith(OUTPUT_SIGNALS) for s in signals):
+        moved = "the model's outputs moved, its inputs did not noticeably"
+    return f"{moved}: retrain on the window {when}; compare with labels first if they are there"
+
+
+def trigger_id(evidence: dict[str, Any]) -> str:
+    """The first 32 hex digits of SHA-256 over the evidence: the same evidence gives the same id."""
+    text = json.dumps(evidence, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def trigger_to_dict(trigger: RetrainingTrigger) -> dict[str, Any]:
+    """A trigger as an Avro row; field names are the schema's."""
+    return asdict(trigger)
+
+
+def trigger_from_dict(row: dict[str, Any]) -> RetrainingTrigger:
+    """A trigger from an Avro row; fields that this version does not know are left out."""
+    plain = {name: row[name] for name in RetrainingTrigger.__slots__}
+    plain["signals"] = [SignalEvidence(**{n: s[n] for n in SignalEvidence.__slots__}) for s in row["signals"]]
+    for ranges in ("evidence", "window"):
+        plain[ranges] = [OffsetRange(**{n: r[n] for n in OffsetRange.__slots__}) for r in row[ranges]]
+    return RetrainingTrigger(**plain)

@@ -1,0 +1,147 @@
+"""The recent past in the signals' own units: sums, histograms and offset ranges, newest kept finest."""
+
+import base64
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.records import BatchSummary, OffsetRange
+
+Doubles = npt.NDArray[np.float64]
+Place = tuple[str, int]
+
+#: Stretches remembered; the newest quarter is never joined, so evidence ends near the change point.
+STRETCHES_MAX = 64
+
+
+@dataclass(slots=True)
+class Stretch:
+    """What some consecutive summaries said. Arrays: (signals,) and histograms (signals, bins)."""
+
+    first_event: int
+    events: int
+    first_time_ms: int
+    last_time_ms: int
+    counts: Doubles
+    sums: Doubles
+    squares: Doubles
+    histograms: Doubles
+    #: First and last offset of each partition, and events in it.
+    places: dict[Place, tuple[int, int, int]]
+
+    def join(self, later: "Stretch") -> None:
+        """Take in the stretch that follows."""
+        self.events += later.events
+        self.first_time_ms = min(self.first_time_ms, later.first_time_ms)
+        self.last_time_ms = max(self.last_time_ms, later.last_time_ms)
+        self.counts += later.counts
+        self.sums += later.sums
+        self.squares += later.squares
+        self.histograms += later.histograms
+        for place, (first, last, events) in later.places.items():
+            before = self.places.get(place, (first, last, 0))
+            self.places[place] = (min(before[0], first), max(before[1], last), before[2] + events)
+
+
+class History:
+    """Stretches in the order of arrival; events are numbered from 0 in that order."""
+
+    def __init__(self, bins: list[int]) -> None:
+        self._bins = bins
+        self._width = max(bins, default=1)
+        self.stretches: list[Stretch] = []
+
+    def add(self, summary: BatchSummary, first_event: int, first_offset: int, events: int, *, whole: bool) -> None:
+        """Take in a summary of which `events` events from `first_offset` on are new.
+
+        Sums and histograms cover the whole range, so they count only if all of it is new.
+        """
+        signals = len(self._bins)
+        histograms = np.zeros((signals, self._width))
+        counts, sums, squares = np.zeros(signals), np.zeros(signals), np.zeros(signals)
+        if whole:
+            counts[:], sums[:], squares[:] = summary.counts, summary.sums, summary.sums_of_squares
+            for row, histogram in enumerate(summary.histograms):
+                histograms[row, : len(histogram)] = histogram
+        place = {(summary.topic, summary.partition): (first_offset, summary.last_offset, events)}
+        times = (summary.first_event_time_ms, summary.last_event_time_ms)
+        self.stretches.append(Stretch(first_event, events, *times, counts, sums, squares, histograms, place))
+        if len(self.stretches) > STRETCHES_MAX:
+            # The two neighbours with the fewest events become one: lengths stay near geometric.
+            old = self.stretches[: STRETCHES_MAX * 3 // 4]
+            pairs = [a.events + b.events for a, b in pairwise(old)]
+            smallest = pairs.index(min(pairs))
+            self.stretches[smallest].join(self.stretches.pop(smallest + 1))
+
+    def split(self, event: int) -> tuple[list[Stretch], list[Stretch]]:
+        """Stretches before and since event number `event`; the last stretch is always "since"."""
+        for index, stretch in enumerate(self.stretches):
+            middle = stretch.first_event + stretch.events / 2
+            if middle >= event or index == len(self.stretches) - 1:
+                return self.stretches[:index], self.stretches[index:]
+        return [], []
+
+    def forget_before(self, event: int) -> None:
+        """Keep what came since `event`."""
+        self.stretches = self.split(event)[1]
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """JSON-able and exact."""
+        return [
+            {
+                "scalars": [s.first_event, s.events, s.first_time_ms, s.last_time_ms],
+                "arrays": base64.b64encode(
+                    np.concatenate([s.counts, s.sums, s.squares, s.histograms.ravel()]).astype("<f8").tobytes()
+                ).decode("ascii"),
+                "places": [[*place, *seen] for place, seen in s.places.items()],
+            }
+            for s in self.stretches
+        ]
+
+    def load(self, state: list[dict[str, Any]]) -> None:
+        """Continue from `state_dict`."""
+        signals = len(self._bins)
+        self.stretches = []
+        for row in state:
+            flat = np.frombuffer(base64.b64decode(row["arrays"]), dtype="<f8").copy()
+            counts, sums, squares = flat[: 3 * signals].reshape(3, signals)
+            histograms = flat[3 * signals :].reshape(signals, self._width)
+            places = {(topic, partition): (first, last, n) for topic, partition, first, last, n in row["places"]}
+            first_event, events, first_time, last_time = row["scalars"]
+            self.stretches.append(
+                Stretch(first_event, events, first_time, last_time, counts, sums, squares, histograms, places)
+            )
+
+
+def offset_ranges(stretches: list[Stretch]) -> dict[Place, tuple[int, int, int]]:
+    """First and last offset and events of each partition over consecutive stretches."""
+    if not stretches:
+        return {}
+    places: dict[Place, tuple[int, int, int]] = {}
+    for stretch in stretches:
+        for place, (first, last, events) in stretch.places.items():
+            before = places.get(place, (first, last, 0))
+            places[place] = (min(before[0], first), max(before[1], last), before[2] + events)
+    return places
+
+
+def evidence_ranges(stretches: list[Stretch]) -> list[OffsetRange]:
+    """What was seen, as ranges, by topic and partition."""
+    return [OffsetRange(*place, first, last) for place, (first, last, _) in sorted(offset_ranges(stretches).items())]
+
+
+def training_ranges(stretches: list[Stretch], window_events: int) -> list[OffsetRange]:
+    """`window_events` events from the start of these stretches, shared out as the partitions' rates were.
+
+    The end may lie beyond what was seen: the retrainer waits for it.
+    """
+    places = sorted(offset_ranges(stretches).items())
+    seen = max(1, sum(events for _, (_, _, events) in places))
+    return [
+        # Offsets a partition used per event, gaps included, times its share of the window.
+        OffsetRange(*place, first, first + max(0, round((last - first + 1) * window_events / seen) - 1))
+        for place, (first, last, _) in places
+    ]

@@ -1,0 +1,258 @@
+"""The drift monitor: summaries in, at most one trigger a drift out. Pure, deterministic, restartable."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.drift.baseline import cautious_time
+from pipeline.drift.detector import detectors
+from pipeline.drift.evidence import (
+    PSI_MAJOR,
+    PSI_MINOR,
+    advice_for,
+    divergences,
+    severity_of,
+    signal_evidence,
+    trigger_id,
+    trigger_to_dict,
+)
+from pipeline.drift.history import History, Stretch, evidence_ranges, training_ranges
+from pipeline.drift.merge import TimeMerger
+from pipeline.records import Baseline, BatchSummary, RetrainingTrigger, SignalEvidence
+
+#: A signal that did not alarm by itself is named when it changed at the same point by so much: one in
+#: 10,000 signals that did not change would be.
+MOVED_Z = 3.9
+#: Effective values, and events, that the slow comparison with the baseline needs: PSI over 16 bins
+#: then scatters by 0.011 around its bias, which is subtracted.
+BASELINE_EFFECTIVE = 500
+BASELINE_EVENTS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorSettings:
+    """See settings.DriftSettings; delta is the expected number of false triggers in 10,000 events."""
+
+    delta: float = 0.002
+    cooldown_events: int = 10_000
+    window_events: int = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Alarm:
+    """A signal that alarmed: how far beyond its limit, and where its change began."""
+
+    signal: int
+    detector: str
+    excess: float
+    start_event: int
+    start_time_ms: int
+
+
+class DriftMonitor:
+    """Watches the signals of one version of one model, over all partitions of its input."""
+
+    def __init__(
+        self,
+        baseline: Baseline,
+        *,
+        pipeline: str,
+        model_id: str,
+        model_version: str,
+        settings: MonitorSettings | None = None,
+        now_ms: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """now_ms: read for `produced_at_ms` of a trigger and nothing else."""
+        self._baseline = baseline
+        self._pipeline = pipeline
+        self.model_id = model_id
+        self.model_version = model_version
+        self._settings = settings or MonitorSettings()
+        self._now_ms = now_ms
+        self._names = [s.name for s in baseline.signals]
+        self._merger = TimeMerger()
+        self._history = History([len(s.histogram) for s in baseline.signals])
+        self._detectors = detectors(baseline.signals, baseline.block_events, self._settings.delta)
+        self._needed = np.array([max(BASELINE_EVENTS, BASELINE_EFFECTIVE * cautious_time(s)) for s in baseline.signals])
+        #: Whether the comparison with the baseline may alarm: once per departure from it.
+        self._armed = [s.count > 0 for s in baseline.signals]
+        #: Events counted, events merged (some may wait for other partitions), and when the cooldown ends.
+        self.events_seen = 0
+        self._events_merged = 0
+        self._quiet_until = 0
+        self._last_event_time_ms = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies model version and baseline: state of another one is not continued."""
+        identity = [self.model_id, self.model_version, asdict(self._baseline)]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+    def refusal(self, summary: BatchSummary) -> str | None:
+        """Why a summary is none of this monitor's business, or None."""
+        if (summary.model_id, summary.model_version) != (self.model_id, self.model_version):
+            return f"of model {summary.model_id} {summary.model_version}, not {self.model_id} {self.model_version}"
+        if summary.signals != self._names:
+            return "its signals are not the baseline's"
+        blocks = len(summary.block_counts)
+        parallel: list[list[Any]] = [summary.block_last_offsets, summary.block_last_event_times_ms, *summary.means]
+        per_signal: list[list[Any]] = [summary.means, summary.counts, summary.sums, summary.sums_of_squares]
+        whole = (
+            blocks > 0
+            and summary.events == sum(summary.block_counts)
+            and all(len(column) == blocks for column in parallel)
+            and all(len(column) == len(self._names) for column in per_signal)
+            and [len(h) for h in summary.histograms] == [len(s.histogram) for s in self._baseline.signals]
+        )
+        return None if whole else "its blocks, means and histograms do not fit together"
+
+    def take(self, summary: BatchSummary) -> RetrainingTrigger | None:
+        """Count a summary's new events; a trigger when they complete the evidence for a drift.
+
+        What `refusal` names is left out. Events counted before are not counted again.
+        """
+        if self.refusal(summary) is not None:
+            return None
+        fresh = self._merger.fresh_from(summary)
+        events = sum(summary.block_counts[fresh:])
+        if events:
+            first_offset = summary.block_last_offsets[fresh - 1] + 1 if fresh else summary.first_offset
+            self._history.add(summary, self.events_seen, first_offset, events, whole=fresh == 0)
+            self.events_seen += events
+            self._last_event_time_ms = max(self._last_event_time_ms, summary.last_event_time_ms)
+        for block in self._merger.take(summary, fresh):
+            for detector, share, mean in zip(self._detectors, block.shares, block.means, strict=True):
+                if detector is not None and mean == mean:  # noqa: PLR0124 (not NaN; isnan takes three times as long)
+                    values = block.events * share
+                    detector.add(values, values * mean, self._events_merged, block.time_ms)
+            self._events_merged += block.events
+        return self._decide() if events else None
+
+    def latest_means(self) -> dict[str, float]:
+        """Latest mean of each signal, bounded, for display; signals without a block are left out."""
+        means = {n: d.mean() for n, d in zip(self._names, self._detectors, strict=True) if d is not None}
+        return {name: mean for name, mean in means.items() if mean == mean}  # noqa: PLR0124
+
+    # -- deciding ----------------------------------------------------------------------------
+
+    def _decide(self) -> RetrainingTrigger | None:
+        alarms = self._changes() + self._departures()
+        if not alarms:
+            return None
+        if self.events_seen < self._quiet_until:
+            for alarm in alarms:  # still there when the cooldown ends: keep the proposal open
+                detector = self._detectors[alarm.signal]
+                if detector is not None and alarm.detector == "adwin":
+                    detector.keep_open()
+            return None
+        lead = max(alarms, key=lambda a: (a.detector == "adwin", a.excess, -a.signal))
+        trigger = self._trigger(lead, alarms)
+        self._begin_anew(lead.start_event)
+        return trigger
+
+    def _changes(self) -> list[_Alarm]:
+        """Signals that changed within the stream."""
+        alarms = []
+        for index, detector in enumerate(self._detectors):
+            change = detector.change() if detector is not None and detector.proposed else None
+            if detector is not None and change is not None and change.z >= detector.limit:
+                excess = change.z / detector.limit
+                alarms.append(_Alarm(index, "adwin", excess, change.start_event, change.start_time_ms))
+        return alarms
+
+    def _departures(self) -> list[_Alarm]:
+        """Signals that differ from the baseline by much: a stream that had shifted before it was watched."""
+        stretches = self._history.stretches
+        counts = np.cumsum([s.counts for s in reversed(stretches)], axis=0)  # (stretches, signals), newest first
+        if not (counts[-1] >= self._needed).any():
+            return []
+        histograms = np.cumsum([s.histograms for s in reversed(stretches)], axis=0)
+        alarms = []
+        for index, baseline in enumerate(self._baseline.signals):
+            full = counts[:, index] >= self._needed[index]
+            if not baseline.count or not full.any():
+                continue
+            depth = int(full.argmax())
+            time = cautious_time(baseline)
+            noise = (len(baseline.histogram) - 1) * time * (1.0 / counts[depth, index] + 1.0 / baseline.count)
+            psi = divergences(histograms[depth, index], baseline)[1] - noise
+            if self._armed[index] and psi >= PSI_MAJOR:
+                start = stretches[len(stretches) - 1 - depth]
+                alarms.append(_Alarm(index, "baseline", psi / PSI_MAJOR, start.first_event, start.first_time_ms))
+            elif psi < PSI_MINOR:
+                self._armed[index] = True
+        return alarms
+
+    def _trigger(self, lead: _Alarm, alarms: list[_Alarm]) -> RetrainingTrigger:
+        before, after = self._history.split(lead.start_event)
+        if lead.detector == "baseline":
+            before = []
+        fired = {a.signal: a.detector for a in sorted(alarms, key=lambda a: a.detector, reverse=True)}
+        signals: list[SignalEvidence] = []
+        for index, baseline in enumerate(self._baseline.signals):
+            detector = self._detectors[index]
+            name = fired.get(index)
+            if name is None and detector is not None and lead.detector == "adwin":
+                name = "moved" if detector.strength_at(lead.start_event) >= MOVED_Z else None
+            if name is not None:
+                signals.append(signal_evidence(index, baseline, name, before, after))
+        signals.sort(key=lambda s: -s.psi)
+        return self._describe(lead, signals, after)
+
+    def _describe(self, lead: _Alarm, signals: list[SignalEvidence], after: list[Stretch]) -> RetrainingTrigger:
+        settings = self._settings
+        severity = severity_of(signals)
+        since = self.events_seen - lead.start_event
+        trigger = RetrainingTrigger(
+            trigger_id="",
+            pipeline=self._pipeline,
+            model_id=self.model_id,
+            model_version=self.model_version,
+            signals=signals,
+            change_event_time_ms=lead.start_time_ms,
+            change_events_ago=since,
+            evidence=evidence_ranges(after),
+            window=training_ranges(after, settings.window_events),
+            severity=severity,
+            advice=advice_for(severity, signals, since, settings.window_events),
+            events_seen=self.events_seen,
+            detected_event_time_ms=self._last_event_time_ms,
+            next_allowed_after_events=settings.cooldown_events,
+            produced_at_ms=0,
+        )
+        return replace(trigger, trigger_id=trigger_id(trigger_to_dict(trigger)), produced_at_ms=self._now_ms())
+
+    def _begin_anew(self, event: int) -> None:
+        """What came since the change is the new normal; the next trigger waits for the cooldown."""
+        for detector in self._detectors:
+            if detector is not None:
+                detector.restart(event)
+        self._history.forget_before(event)
+        self._armed = [False] * len(self._armed)
+        self._quiet_until = self.events_seen + self._settings.cooldown_events
+
+    # -- state -------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later triggers depend on, JSON-able and exact."""
+        return {
+            "detectors": [d.state_dict() if d is not None else None for d in self._detectors],
+            "merger": self._merger.state_dict(),
+            "history": self._history.state_dict(),
+            "armed": self._armed,
+            "counters": [self.events_seen, self._events_merged, self._quiet_until, self._last_event_time_ms],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue as if the monitor that gave `state_dict` had never stopped."""
+        for detector, saved in zip(self._detectors, state["detectors"], strict=True):
+            if detector is not None:
+                detector.load(saved)
+        self._merger.load(state["merger"])
+        self._history.load(state["history"])
+        self._armed = list(state["armed"])
+        self.events_seen, self._events_merged, self._quiet_until, self._last_event_time_ms = state["counters"]
