@@ -128,11 +128,11 @@ def make(
             made_with=_versions(requires),
             files={WEIGHTS: FileEntry(sha256=hashlib.sha256(weights).hexdigest(), bytes=len(weights))},
         )
+        # What is written must be readable: the same checks, before it is too late.
+        manifest = manifests.parse(manifest.to_json())
         if model_version is None:
             manifest = manifest.model_copy(update={"model_version": manifests.content_version(manifest)})
-        # What was written must be readable: the same checks, before it is too late.
-        manifest = manifests.parse(manifest.to_json())
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, TypeError, ValueError) as error:
         raise BundleError(f"cannot be packed: {' '.join(str(error).split())}") from None
     _check_files(manifest, weights)
     _check_environment(manifest)

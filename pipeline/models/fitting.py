@@ -113,7 +113,7 @@ def _collect(avro_type: Any, namespace: str, names: dict[str, Any]) -> None:
             _collect(branch, namespace, names)
     if not isinstance(avro_type, dict):
         return
-    if avro_type.get("type") in {"record", "enum", "fixed"} and "name" in avro_type:
+    if avro_type.get("type") in ("record", "enum", "fixed") and "name" in avro_type:
         name = str(avro_type["name"])
         namespace = name.rpartition(".")[0] if "." in name else str(avro_type.get("namespace", namespace))
         short = name.rpartition(".")[2]

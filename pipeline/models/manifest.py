@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.errors import BundleError
 from pipeline.records import Baseline, Feature, FeatureContract, ModelIdentity, OutputContract
@@ -34,6 +34,13 @@ class Architecture(_Part):
 
     module: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", max_length=400)]
     arguments: dict[str, Any] = {}
+
+    @field_validator("arguments")
+    @classmethod
+    def _is_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Raises TypeError, which is no validation error, for what JSON has no form for."""
+        json.dumps(value, allow_nan=False)
+        return value
 
 
 class Training(_Part):
@@ -81,9 +88,9 @@ class Manifest(_Part):
 
     def to_json(self) -> bytes:
         """The file: readable, the same bytes for the same manifest."""
-        content = self.model_dump(mode="json")
+        content = _dumped(self)
         content["digest"] = digest(content)
-        return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def digest(content: Mapping[str, Any], *, without: tuple[str, ...] = ("digest",)) -> str:
@@ -93,10 +100,14 @@ def digest(content: Mapping[str, Any], *, without: tuple[str, ...] = ("digest",)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def _dumped(manifest: Manifest) -> dict[str, Any]:
+    # Without warnings: dataclasses made in Python may hold 1 where the type says 1.0.
+    return manifest.model_dump(mode="json", warnings=False)
+
+
 def content_version(manifest: Manifest) -> str:
     """A version made of the content: the same model has the same one, whenever and wherever it was packed."""
-    content = manifest.model_dump(mode="json")
-    return digest(content, without=("model_version", "created_at", "made_with"))[:VERSION_DIGITS]
+    return digest(_dumped(manifest), without=("model_version", "created_at", "made_with"))[:VERSION_DIGITS]
 
 
 def parse(text: bytes) -> Manifest:
