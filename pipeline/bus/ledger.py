@@ -28,8 +28,6 @@ class BatchOffset(int):
     partition was taken away and given back cannot complete the wrong range.
     """
 
-    __slots__ = ("epoch", "next_offset", "records")
-
     epoch: int
     next_offset: int
     records: int
