@@ -19,8 +19,8 @@ COMMON_DEFAULTS: dict[str, Any] = {
     "reconnect.backoff.ms": 100,
     "reconnect.backoff.max.ms": 2_000,
     "socket.keepalive.enable": True,
-    # Connection noise goes through error_cb, once, and not to stderr, a line per retry.
-    "log_level": 3,
+    # What fails goes through error_cb, once, and not to stderr, a line per retry (those have level 3).
+    "log_level": 2,
 }
 
 CONSUMER_DEFAULTS: dict[str, Any] = {
@@ -53,6 +53,9 @@ PRODUCER_DEFAULTS: dict[str, Any] = {
     "batch.num.messages": 10_000,
     "queue.buffering.max.messages": 200_000,
     "queue.buffering.max.kbytes": 262_144,
+    # The topic's max.message.bytes decides, not librdkafka's default of 1 MB, which would refuse the
+    # dead letter of a record that the events topic took (its bytes and our headers).
+    "message.max.bytes": 16_777_216,
     # Wait for an absent broker for as long as it takes; back-pressure comes from the queue limits.
     "message.timeout.ms": 0,
     # Only failures reach Python: a callback per delivered record costs more than the record.
@@ -60,15 +63,31 @@ PRODUCER_DEFAULTS: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
+#: Options the delivery guarantee stands on, and the values it allows.
+GUARDED_OPTIONS: dict[str, frozenset[str]] = {
+    "enable.auto.commit": frozenset({"false"}),
+    "enable.auto.offset.store": frozenset({"false"}),
+    "partition.assignment.strategy": frozenset({"cooperative-sticky"}),
+    "group.protocol": frozenset({"classic"}),
+    "acks": frozenset({"all", "-1"}),
+    "request.required.acks": frozenset({"all", "-1"}),
+    "enable.idempotence": frozenset({"true"}),
+}
+
+
+@dataclass(frozen=True, repr=False)
 class ClientOptions:
-    """What every client of one application shares; `secret` values are never shown by repr."""
+    """What every client of one application shares; no secret is ever shown by repr."""
 
     bootstrap_servers: str
     common: Mapping[str, str] = field(default_factory=dict)
     consumer: Mapping[str, str] = field(default_factory=dict)
     producer: Mapping[str, str] = field(default_factory=dict)
-    secret: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secret: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        shown = [redact(table) for table in (self.common, self.consumer, self.producer)]
+        return f"ClientOptions({self.bootstrap_servers!r}, {', '.join(map(repr, shown))})"
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "ClientOptions":
@@ -82,16 +101,36 @@ class ClientOptions:
         return {**COMMON_DEFAULTS, "bootstrap.servers": self.bootstrap_servers, **self.common, **self.secret}
 
     def for_consumer(self, group: str, **extra: Any) -> dict[str, Any]:
-        """Options of a consumer in `group`; `extra` uses underscores for dots."""
-        return {**CONSUMER_DEFAULTS, **self.base(), "group.id": group, **self.consumer, **_dotted(extra)}
+        """Options of a consumer in `group`; `extra` uses underscores for dots.
+
+        Raises SettingsError when an option would break the delivery guarantee; so does `for_producer`.
+        """
+        options = {**CONSUMER_DEFAULTS, **self.base(), "group.id": group, **self.consumer, **_dotted(extra)}
+        return _guarded("kafka.consumer_options", options)
 
     def for_producer(self, **extra: Any) -> dict[str, Any]:
         """Options of an idempotent producer that waits for acks from all replicas."""
-        return {**PRODUCER_DEFAULTS, **self.base(), **self.producer, **_dotted(extra)}
+        return _guarded(
+            "kafka.producer_options", {**PRODUCER_DEFAULTS, **self.base(), **self.producer, **_dotted(extra)}
+        )
 
 
 def _dotted(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.replace("_", "."): value for name, value in options.items() if value is not None}
+    """Option names with dots; librdkafka's callbacks keep their underscore."""
+    return {
+        name if name.endswith("_cb") else name.replace("_", "."): value
+        for name, value in options.items()
+        if value is not None
+    }
+
+
+def _guarded(table: str, options: dict[str, Any]) -> dict[str, Any]:
+    for name, allowed in GUARDED_OPTIONS.items():
+        value = options.get(name)
+        if value is not None and str(value).lower() not in allowed:
+            mend = f"leave it out, or say {' or '.join(sorted(allowed))}"
+            raise SettingsError(f"{table}: {name}: {value!r} would break the delivery guarantee; {mend}")
+    return options
 
 
 def redact(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,6 +145,8 @@ class ErrorLog:
         self.client = client
         self.on_error = on_error
         self.fatal: KafkaError | None = None
+        #: Why the broker turned this client away: wrong credentials or certificates. No waiting mends it.
+        self.refused: KafkaError | None = None
         self._away_since: float | None = None
 
     def __call__(self, error: KafkaError) -> None:
@@ -114,6 +155,8 @@ class ErrorLog:
             self.on_error(kind)
         if error.fatal():
             self.fatal = error
+        if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):  # noqa: SLF001
+            self.refused = error
         if error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE):  # noqa: SLF001
             if self._away_since is None:
                 self._away_since = time.monotonic()
@@ -138,9 +181,9 @@ def make_producer(options: Mapping[str, Any], errors: ErrorLog) -> Producer:
     return _make(Producer, options, errors)
 
 
-def make_admin(options: ClientOptions) -> AdminClient:
+def make_admin(options: ClientOptions, errors: ErrorLog | None = None) -> AdminClient:
     """An admin client. Raises SettingsError for an option librdkafka does not know or accept."""
-    return _make(AdminClient, options.base(), ErrorLog("admin"))
+    return _make(AdminClient, options.base(), errors or ErrorLog("admin"))
 
 
 def _make(kind: Any, options: Mapping[str, Any], errors: ErrorLog) -> Any:
@@ -151,8 +194,12 @@ def _make(kind: Any, options: Mapping[str, Any], errors: ErrorLog) -> Any:
 
 
 def wait_for_broker(options: ClientOptions, timeout_s: float) -> None:
-    """Return once a broker answers a metadata request; raise UnreachableError after `timeout_s`."""
-    client = make_admin(options)
+    """Return once a broker answers a metadata request.
+
+    Raises SettingsError when it refuses the credentials, UnreachableError after `timeout_s`.
+    """
+    errors = ErrorLog("admin")
+    client = make_admin(options, errors)
     deadline = time.monotonic() + timeout_s
     reason = "no answer"
     while (left := deadline - time.monotonic()) > 0:
@@ -160,6 +207,8 @@ def wait_for_broker(options: ClientOptions, timeout_s: float) -> None:
             client.list_topics(timeout=min(left, 2.0))
         except KafkaException as error:
             reason = error.args[0].str()
+            if errors.refused is not None:
+                raise SettingsError(f"kafka.options: the broker refuses this client: {errors.refused.str()}") from None
         else:
             return
     raise UnreachableError(

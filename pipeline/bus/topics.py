@@ -15,6 +15,8 @@ from pipeline.settings import Settings
 #: Topics whose order matters as a whole have one partition: one monitor reads them in one order.
 SINGLE_PARTITION_ROLES = frozenset({"batch_summaries", "retraining_triggers"})
 REQUEST_TIMEOUT_S = 15.0
+#: A dead letter is its record (Kafka's default limit: 1 MiB) and our headers (under 4 KiB): twice that is room.
+DEAD_LETTER_BYTES_MAX = 2_097_152
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,14 @@ class TopicSpec:
 def specs(settings: Settings) -> list[TopicSpec]:
     """All topics of a pipeline."""
     retention_ms = str(int(settings.topics.retention_hours * 3_600_000))
-    return [
-        TopicSpec(
-            name,
-            1 if role in SINGLE_PARTITION_ROLES else settings.topics.partitions,
-            settings.topics.replication_factor,
-            {"retention.ms": retention_ms, "cleanup.policy": "delete"},
-        )
-        for role, name in settings.topic_names().items()
-    ]
+    found = []
+    for role, name in settings.topic_names().items():
+        config = {"retention.ms": retention_ms, "cleanup.policy": "delete"}
+        if role == "dead_letters":
+            config["max.message.bytes"] = str(DEAD_LETTER_BYTES_MAX)
+        partitions = 1 if role in SINGLE_PARTITION_ROLES else settings.topics.partitions
+        found.append(TopicSpec(name, partitions, settings.topics.replication_factor, config))
+    return found
 
 
 def partition_counts(admin: AdminClient) -> dict[str, int]:
