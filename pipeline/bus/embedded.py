@@ -227,7 +227,7 @@ class EmbeddedKafka:
         """Ports for this start. The controller's may change: with a static quorum no data folder remembers it."""
         if self._port == 0:
             self._port = free_port()
-        elif fault := _port_fault(self._port):
+        elif fault := port_fault(self._port):
             mend = "stop what listens there or choose another port (--port; 0: any free one)"
             raise EmbeddedBrokerError(f"port {self._port} of {HOST}: {fault}; {mend}")
         return Node(1, self._port, free_port({self._port}))
@@ -300,12 +300,12 @@ class EmbeddedKafka:
 def free_port(but: Sequence[int] | set[int] = ()) -> int:
     """A port of 127.0.0.1 on which nothing listens now, not in `but`. Raises EmbeddedBrokerError."""
     for port in random.sample(_FREE_PORTS, 100):
-        if port not in but and _port_fault(port) is None:
+        if port not in but and port_fault(port) is None:
             return port
     raise EmbeddedBrokerError(f"{HOST}: no free port found from {_FREE_PORTS.start} to {_FREE_PORTS.stop}")
 
 
-def _port_fault(port: int) -> str | None:
+def port_fault(port: int) -> str | None:
     """Why nothing can listen on `port`, or None."""
     with socket.socket() as probe:
         # As Java does: what a closed connection leaves behind for a minute is not in the way.

@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as _TopicPartition
 
 from pipeline.bus.clients import ErrorLog, make_consumer
-from pipeline.errors import FencedError, PipelineError
+from pipeline.errors import FencedError
 from pipeline.records import RecordBatch, TopicPartition
 
 log = structlog.get_logger(__name__)
@@ -31,11 +31,31 @@ POLL_S = 0.05
 PAUSE_AFTER_S = 1.0
 
 
+#: What a rebalance may take on top of the drain: the handler's own commit, and Faust's callbacks.
+HANDLER_GRACE_S = 2.0
+
+
+class PollerStoppedError(RuntimeError):
+    """Nobody is left to do what was asked."""
+
+
 class Owner(Protocol):
-    """What the poller tells, from its own thread."""
+    """What the poller tells, from its own thread.
+
+    `assigned`, `unassigned` and `deliver` must take effect in the order of their calls: a batch belongs to
+    the assignment that was told last before it.
+    """
+
+    def assigned(self, partitions: set[TopicPartition]) -> None:
+        """Records of these partitions may be delivered from now on."""
+        ...
+
+    def unassigned(self, partitions: set[TopicPartition]) -> None:
+        """No more records of these partitions."""
+        ...
 
     def deliver(self, batches: list[RecordBatch]) -> None:
-        """Records were fetched."""
+        """Records were fetched; `Poller.arrived` counts them once they are taken in."""
         ...
 
     def rebalance(self, kind: str, partitions: set[TopicPartition]) -> "Future[None]":
@@ -50,7 +70,9 @@ class Owner(Protocol):
 class Poller(threading.Thread):
     """Owns one consumer; see the module's docstring."""
 
-    def __init__(self, options: Mapping[str, Any], owner: Owner, errors: ErrorLog, *, poll_records: int) -> None:
+    def __init__(
+        self, options: Mapping[str, Any], owner: Owner, errors: ErrorLog, *, poll_records: int, in_flight_max: int
+    ) -> None:
         super().__init__(name="kafka-poller", daemon=True)
         self._consumer: Consumer = make_consumer(options, errors)
         self._owner = owner
@@ -58,9 +80,15 @@ class Poller(threading.Thread):
         self._poll_records = poll_records
         self._requests: SimpleQueue[tuple[Callable[[Consumer], Any], Future[Any]]] = SimpleQueue()
         self._stopping = threading.Event()
+        self._closed = False
+        self._closing = threading.Lock()
         #: Cleared by the owner while it has enough in flight.
         self.room = threading.Event()
         self.room.set()
+        #: Records delivered, and (by the owner) taken in: while the owner is busy its backlog must not grow.
+        self._delivered = 0
+        self.arrived = 0
+        self._in_flight_max = in_flight_max
         self._paused = False
         #: How long a rebalance may hold up polling while the owner drains.
         self.drain_deadline_s = 25.0
@@ -68,12 +96,13 @@ class Poller(threading.Thread):
     # -- called from other threads ----------------------------------------------------
 
     def ask(self, request: Callable[[Consumer], T]) -> "Future[T]":
-        """Run `request` on the poller's thread."""
+        """Run `request` on the poller's thread. The future fails with PollerStoppedError if that has ended."""
         future: Future[T] = Future()
-        if not self.is_alive() and self._stopping.is_set():
-            future.set_exception(RuntimeError("the poller has stopped"))
-        else:
-            self._requests.put((request, future))
+        with self._closing:
+            if self._closed:
+                future.set_exception(PollerStoppedError("the Kafka consumer has stopped"))
+            else:
+                self._requests.put((request, future))
         return future
 
     def subscribe(self, topics: list[str]) -> "Future[None]":
@@ -100,6 +129,7 @@ class Poller(threading.Thread):
                     batches = self._batches(messages)
                     if batches:
                         self._errors.working()
+                        self._delivered += sum(map(len, batches))
                         self._owner.deliver(batches)
             self._serve()
         except BaseException as error:  # noqa: BLE001 (whatever ends this thread must be known)
@@ -123,9 +153,12 @@ class Poller(threading.Thread):
         except BaseException as error:  # noqa: BLE001 (belongs to whoever asked)
             future.set_exception(error)
 
+    def _has_room(self) -> bool:
+        return self.room.is_set() and self._delivered - self.arrived < self._in_flight_max
+
     def _mind_room(self) -> None:
         """Wait a little for a full owner; then pause, and poll on so that the group keeps this member."""
-        if self.room.is_set():
+        if self._has_room():
             if self._paused:
                 self._consumer.resume(self._consumer.assignment())
                 self._paused = False
@@ -136,8 +169,11 @@ class Poller(threading.Thread):
         deadline = time.monotonic() + PAUSE_AFTER_S
         while time.monotonic() < deadline:
             self._serve()
-            if self.room.wait(0.01):
+            if not self.room.wait(0.01):
+                continue
+            if self._has_room() or self._stopping.is_set():
                 return
+            self._stopping.wait(0.01)
         self._consumer.pause(self._consumer.assignment())
         self._paused = True
         log.debug("partitions paused: enough in flight")
@@ -179,44 +215,54 @@ class Poller(threading.Thread):
 
     def _assigned(self, consumer: Consumer, partitions: list[_TopicPartition]) -> None:
         consumer.incremental_assign(partitions)
+        if not partitions:  # a rebalance that changed nothing here
+            return
         if self._paused:
             consumer.pause(partitions)
+        self._owner.assigned(_named(partitions))
         self._wait_for_owner("assign", partitions)
 
     def _revoked(self, consumer: Consumer, partitions: list[_TopicPartition]) -> None:
         self._wait_for_owner("revoke", partitions)
         consumer.incremental_unassign(partitions)
+        self._owner.unassigned(_named(partitions))
 
     def _lost(self, consumer: Consumer, partitions: list[_TopicPartition]) -> None:
+        self._owner.unassigned(_named(partitions))
         self._wait_for_owner("lost", partitions)
         consumer.incremental_unassign(partitions)
 
     def _wait_for_owner(self, kind: str, partitions: list[_TopicPartition]) -> None:
-        handled = self._owner.rebalance(kind, {TopicPartition(tp.topic, tp.partition) for tp in partitions})
-        deadline = time.monotonic() + self.drain_deadline_s
+        """Do what the owner asks until it has handled the rebalance, or the drain has taken too long."""
+        if self._stopping.is_set() or not partitions:  # drained before the stop
+            return
+        handled = self._owner.rebalance(kind, _named(partitions))
+        started = time.monotonic()
         while not handled.done():
-            left = deadline - time.monotonic()
-            if left <= 0:
+            if time.monotonic() - started >= self.drain_deadline_s + HANDLER_GRACE_S:
                 log.warning("rebalance goes on with work in flight; it will be done again elsewhere", kind=kind)
                 return
             try:
-                request, future = self._requests.get(timeout=min(left, 0.01))
+                request, future = self._requests.get(timeout=0.01)
             except Empty:
                 continue
             self._do(request, future)
-        error = handled.exception()
-        if error is not None and not isinstance(error, PipelineError):
-            log.error("rebalance handler failed", kind=kind, error=repr(error))
 
     def _close(self) -> None:
         try:
             self._consumer.close()
         except (KafkaException, RuntimeError) as error:
             log.warning("consumer did not close cleanly", error=str(error))
-        while True:  # nobody may wait for ever for a request that came too late
+        with self._closing:  # nobody may wait for ever for a request that came too late
+            self._closed = True
+        while True:
             try:
                 _, future = self._requests.get_nowait()
             except Empty:
                 return
             if future.set_running_or_notify_cancel():
-                future.set_exception(RuntimeError("the poller has stopped"))
+                future.set_exception(PollerStoppedError("the Kafka consumer has stopped"))
+
+
+def _named(partitions: list[_TopicPartition]) -> set[TopicPartition]:
+    return {TopicPartition(tp.topic, tp.partition) for tp in partitions}

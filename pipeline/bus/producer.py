@@ -53,7 +53,11 @@ class BatchProducer:
             raise self._failure
 
     def send_batch(
-        self, topic: str, keys: Sequence[bytes | None], values: Sequence[bytes], partitions: Sequence[int] | None = None
+        self,
+        topic: str,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        partitions: Sequence[int] | None = None,
     ) -> None:
         """Enqueue records in order; waits while the local queue is full. Raises DeliveryError, FencedError."""
         self._check()
@@ -122,7 +126,11 @@ class BatchProducer:
 
 
 class Producer(base.Producer):
-    """Faust's producer interface: `topic.send` and friends; `batch` is the fast door beside it."""
+    """Faust's producer interface: `topic.send` and friends; `batch` is the fast door beside it.
+
+    By either door, a record that the broker refuses for good makes every later commit fail: its input must
+    not be acknowledged.
+    """
 
     allow_headers = True
 
@@ -131,6 +139,9 @@ class Producer(base.Producer):
         self._batch: BatchProducer | None = None
         self._polling: asyncio.Task[None] | None = None
         self._single_errors = ErrorLog("producer", self.transport.hooks.on_broker_error)
+        #: Sent one by one or handed to Faust's buffer, and not acknowledged yet.
+        self._unconfirmed: set[asyncio.Future[Any]] = set()
+        self._failure: DeliveryError | None = None
 
     @property
     def batch(self) -> BatchProducer:
@@ -156,13 +167,27 @@ class Producer(base.Producer):
             await asyncio.sleep(0.002 if len(producer) else 0.02)
 
     async def on_stop(self) -> None:
+        """Give up on what is not acknowledged: the app has flushed before, as far as the deadline let it."""
         await super().on_stop()
         if self._polling is not None:
             self._polling.cancel()
         if self._batch is not None:
             self._batch.close()
+        for future in list(self._unconfirmed):
+            if not future.done():
+                future.set_exception(DrainTimeoutError("the producer was closed before the broker acknowledged"))
+                future.exception()  # whoever waits gets it; nobody has to
 
-    async def send(  # noqa: PLR0917 (Faust's signature)
+    def send_soon(self, fut: Any) -> None:
+        """Hand over to Faust's buffer; a commit waits for it too."""
+        self._expect(fut)
+        super().send_soon(fut)
+
+    def _expect(self, future: "asyncio.Future[Any]") -> None:
+        self._unconfirmed.add(future)
+        future.add_done_callback(self._unconfirmed.discard)
+
+    async def send(
         self,
         topic: str,
         key: bytes | None,
@@ -173,14 +198,20 @@ class Producer(base.Producer):
         *,
         transactional_id: str | None = None,  # noqa: ARG002 (Faust's signature)
     ) -> Awaitable[RecordMetadata]:
-        """Enqueue one record; the returned future resolves when all in-sync replicas have it."""
+        """Enqueue one record; the returned future resolves when all in-sync replicas have it.
+
+        Raises DeliveryError when it can never be sent (too large, no such partition).
+        """
         future: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()
 
         def delivered(error: KafkaError | None, message: Message) -> None:  # on the loop: it calls poll
+            failure = None if error is None else DeliveryError(f"topic {message.topic()}: {error.str()}")
+            self._failure = self._failure or failure
             if future.done():
                 return
-            if error is not None:
-                future.set_exception(DeliveryError(f"topic {message.topic()}: {error.str()}"))
+            if failure is not None:
+                future.set_exception(failure)
+                future.exception()  # it reaches the next commit, even if nobody awaits this future
             else:
                 tp = TP(message.topic(), message.partition())
                 future.set_result(RecordMetadata(*tp, tp, message.offset()))
@@ -193,6 +224,7 @@ class Producer(base.Producer):
         if headers:
             options["headers"] = list(headers.items()) if isinstance(headers, dict) else list(headers)
         await self._produce(topic, value, key, options)
+        self._expect(future)
         return future
 
     async def _produce(self, topic: str, value: bytes | None, key: bytes | None, options: dict[str, Any]) -> None:
@@ -201,6 +233,8 @@ class Producer(base.Producer):
             try:
                 producer.produce(topic, value=value, key=key, **options)
             except BufferError:
+                if self.should_stop:
+                    raise DrainTimeoutError(f"topic {topic}: the producer was closed with its queue full") from None
                 await asyncio.sleep(0.005)
             except KafkaException as error:
                 raise DeliveryError(f"topic {topic}: {error.args[0].str()}") from error
@@ -211,14 +245,32 @@ class Producer(base.Producer):
         """`send`, then wait for the acknowledgement."""
         return await (await self.send(*args, **kwargs))
 
-    async def flush(self) -> None:
-        """Return once everything sent, by either door, is acknowledged. Raises what BatchProducer.flush raises."""
-        await self.buffer.flush()
-        loop = asyncio.get_running_loop()
+    async def confirm(self) -> None:
+        """Return once everything sent until now, by either door, is acknowledged; as long as that takes.
+
+        What other agents send meanwhile by `send` is not waited for, or a busy app would never commit; what
+        they send through `batch` is (see Consumer.commit_guard).
+        Raises DeliveryError or FencedError if a record was ever refused, DrainTimeoutError once closed.
+        """
+        if self._unconfirmed:
+            await asyncio.wait(list(self._unconfirmed))
         if self._batch is not None:
-            await loop.run_in_executor(None, self._batch.flush)
-        while self._single is not None and len(self._single):  # noqa: ASYNC110 (`_serve_reports` polls)
-            await asyncio.sleep(0.002)
+            await asyncio.get_running_loop().run_in_executor(None, self._batch.flush)
+        if self._failure is not None:
+            raise self._failure
+
+    async def flush(self) -> None:
+        """`confirm`, as Faust calls it. While the app stops it is bounded by the drain deadline and never raises."""
+        if not self.app.should_stop:
+            await self.confirm()
+            return
+        self.transport.start_deadline()
+        try:
+            await asyncio.wait_for(self.confirm(), self.transport.deadline_left_s())
+        except TimeoutError:
+            log.warning("records not acknowledged by the broker at the shutdown deadline")
+        except PipelineError as error:
+            self.transport.hooks.on_fault(error)
 
     async def create_topic(self, topic: str, partitions: int, replication: int, **options: Any) -> None:
         """Create a topic; see Transport.create_topic."""

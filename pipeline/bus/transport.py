@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import confluent_kafka
@@ -59,8 +59,27 @@ class Configuration:
 
 
 def configure(app: Any, configuration: Configuration) -> None:
-    """Attach a configuration to a Faust app."""
+    """Attach a configuration to a Faust app, before its first agent or topic."""
+    if getattr(app, "_transport", None) is not None:
+        raise RuntimeError("configure(app, ...) must come before the app's first agent or topic")
     app.rdkafka = configuration
+
+
+class Deadline:
+    """The one clock that drain, flush, commit and close share at shutdown."""
+
+    def __init__(self, budget_s: float) -> None:
+        self.budget_s = budget_s
+        self._end: float | None = None
+
+    def start(self) -> None:
+        """Start the clock; only the first call does."""
+        if self._end is None:
+            self._end = time.monotonic() + self.budget_s
+
+    def left_s(self) -> float:
+        """Seconds left; the whole budget before the start."""
+        return self.budget_s if self._end is None else max(self._end - time.monotonic(), 0.0)
 
 
 class Transport(base.Transport):
@@ -74,51 +93,50 @@ class Transport(base.Transport):
     def __init__(self, url: list[Any], app: Any, loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(url, app, loop)
         configuration: Configuration = getattr(app, "rdkafka", None) or Configuration()
-        servers = ",".join(f"{u.host}:{u.port or self.default_port}" for u in url)
-        self.options = configuration.options or ClientOptions(servers)
-        strategy = self.options.for_consumer("").get("partition.assignment.strategy")
-        if strategy != "cooperative-sticky":
-            raise SettingsError(
-                f"kafka.consumer_options: partition.assignment.strategy: {strategy!r} is not supported, "
-                "the transport drains cooperatively; leave it out"
-            )
+        _refuse_what_is_not_read(url, app.conf)
+        self.options = configuration.options or _options_of(url, app.conf, self.default_port)
+        self.options.for_consumer("")
+        self.options.for_producer()
         self.hooks = configuration.hooks
         if self.hooks.on_fault is None:
-            self.hooks.on_fault = self._crash
+            self.hooks = replace(self.hooks, on_fault=self._crash)
         self.poll_records = configuration.poll_records
         self.in_flight_max = configuration.in_flight_max
         self.drain_deadline_s = configuration.drain_deadline_s
-        self._deadline: float | None = None
+        # Faust makes one transport for consuming and one for producing: the shutdown is the same.
+        self._deadline: Deadline = app.__dict__.setdefault("rdkafka_deadline", Deadline(self.drain_deadline_s))
         self._admin: AdminClient | None = None
         self._counts: dict[str, int] = {}
 
     def _crash(self, error: Exception) -> None:
-        self.loop.call_soon(lambda: asyncio.ensure_future(self.app.crash(error)))
+        self.loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self.app.crash(error)))
 
     def start_deadline(self) -> None:
-        """Start the one clock that drain, flush, commit and close share at shutdown."""
-        self._deadline = time.monotonic() + self.drain_deadline_s
+        """Start the shutdown's clock, unless it runs."""
+        self._deadline.start()
 
     def deadline_left_s(self) -> float:
         """Seconds left of the shutdown's budget; the whole of it before shutdown began."""
-        return self.drain_deadline_s if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+        return self._deadline.left_s()
 
     def _ensure_admin(self) -> AdminClient:
         if self._admin is None:
             self._admin = make_admin(self.options)
         return self._admin
 
-    def partition_counts(self) -> dict[str, int]:
-        """Topic -> partitions, asked once and again when a topic is unknown."""
-        return self._counts
+    def partition_count(self, topic: str) -> int | None:
+        """Partitions of `topic`, asked once and again while it is unknown; None if it does not exist."""
+        if topic not in self._counts:
+            self._counts = topics.partition_counts(self._ensure_admin())
+        return self._counts.get(topic)
 
     def key_partition(self, topic: str, key: bytes | None, partition: int | None = None) -> int | None:
         """Where a record with `key` goes; a null key goes anywhere. None for an unknown topic."""
-        if topic not in self._counts:
-            self._counts = topics.partition_counts(self._ensure_admin())
-        count = self._counts.get(topic)
-        if partition is not None or count is None:
+        if partition is not None:
             return partition
+        count = self.partition_count(topic)
+        if count is None:
+            return None
         return random.randrange(count) if key is None else partition_for(key, count)  # noqa: S311 (not a secret)
 
     async def create_topic(
@@ -146,10 +164,31 @@ class Transport(base.Transport):
         await loop.run_in_executor(None, topics.create, self._ensure_admin(), [spec])
 
 
+def _refuse_what_is_not_read(url: list[Any], conf: Any) -> None:
+    """An app that asks for what this transport does not do must not run as if it did."""
+    mend = "use configure(app, Configuration(options=ClientOptions(..., common={'security.protocol': ...})))"
+    if conf.broker_credentials is not None or conf.ssl_context is not None:
+        raise SettingsError(f"faust: broker_credentials, ssl_context: not read by rdkafka://; {mend}")
+    if any(u.user or u.password for u in url):
+        raise SettingsError(f"faust: broker: credentials in the URL are not read by rdkafka://; {mend}")
+    if conf.processing_guarantee.name != "AT_LEAST_ONCE":
+        raise SettingsError("faust: processing_guarantee: rdkafka:// offers at_least_once")
+
+
+def _options_of(url: list[Any], conf: Any, default_port: int) -> ClientOptions:
+    """Client options of an app without a configuration: Faust's own settings, where librdkafka has the same."""
+    hosts = [f"[{u.host}]" if ":" in u.host else u.host for u in url]
+    servers = ",".join(f"{host}:{u.port or default_port}" for host, u in zip(hosts, url, strict=True))
+    consumer = {"auto.offset.reset": str(conf.consumer_auto_offset_reset)}
+    if conf.consumer_group_instance_id:
+        consumer["group.instance.id"] = str(conf.consumer_group_instance_id)
+    return ClientOptions(servers, consumer=consumer)
+
+
 class BatchSchema(faust.Schema):  # type: ignore[misc, name-defined, unused-ignore]
     """Hands a stream the `RecordBatch` as it is."""
 
-    def loads_key(self, app: Any, message: Any, **_options: Any) -> None:  # noqa: ARG002 (Faust's signature)
+    def loads_key(self, app: Any, message: Any, **_options: Any) -> None:
         """A batch has many keys, none of its own."""
 
     def loads_value(self, app: Any, message: Any, **_options: Any) -> RecordBatch:  # noqa: ARG002 (Faust's signature)
