@@ -6,8 +6,7 @@ closures, compiled once for a pair of schemas (Schema Resolution, Avro specifica
 
 What it refuses, however large the numbers in the bytes are, it refuses after reading no more than is there.
 Beyond the specification it refuses records nested more than DEPTH_MAX times in themselves, and more than
-NOTHINGS_MAX items of a type that takes no bytes. Like Java's decoder it drops what the tenth byte of a varint
-holds beyond 64 bits.
+NOTHINGS_MAX items of a type that takes no bytes.
 """
 
 import datetime as dt
@@ -38,9 +37,11 @@ from pipeline.records import Reason
 DEPTH_MAX = 100
 #: A list of them costs 8 bytes each: 80 kB a record at most, from any number of bytes.
 NOTHINGS_MAX = 10_000
+#: Names of a longer path to a field are left out of messages.
+PATH_SHOWN = 6
 
 _FLOAT, _DOUBLE = struct.Struct("<f"), struct.Struct("<d")
-_MASK_64 = (1 << 64) - 1
+_MAX_64 = (1 << 64) - 1
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _EPOCH_LOCAL = dt.datetime(1970, 1, 1)  # noqa: DTZ001 (a local timestamp has no zone)
 _EPOCH_DATE = dt.date(1970, 1, 1)
@@ -56,7 +57,10 @@ class Malformed(Exception):  # noqa: N818 (a finding about a record, never raise
         self.path: list[str] = []
 
     def __str__(self) -> str:
-        return f"field {'.'.join(self.path)}: {self.what}" if self.path else self.what
+        if not self.path:
+            return self.what
+        path = self.path if len(self.path) <= PATH_SHOWN else [*self.path[:3], "...", self.path[-1]]
+        return f"field {'.'.join(path)}: {self.what}"
 
 
 class As(Enum):
@@ -144,8 +148,9 @@ def _long(cursor: _Cursor) -> int:
                 raise Malformed(f"an integer of more than 10 bytes at byte {cursor.pos}")
     except IndexError:
         raise Malformed(f"ends at byte {cursor.end}, where an integer should be or go on") from None
+    if value > _MAX_64:
+        raise Malformed(f"an integer of more than 64 bits at byte {cursor.pos}")
     cursor.pos = pos
-    value &= _MASK_64
     return (value >> 1) ^ -(value & 1)
 
 
