@@ -123,31 +123,31 @@ def autocorrelation(series: Doubles) -> tuple[float, float]:
 
 
 def _autoregressive_time(rho: Doubles, n: int) -> float:
-    """Spectral density at 0 over variance of the Yule-Walker fit whose order has the least AIC.
+    """Spectral density at 0 over variance of the Yule-Walker fit whose order has the least BIC.
 
     rho: autocorrelations from lag 0 on, (n,). Levinson and Durbin's recursion.
     """
     order_max = min(n // 4, int(10 * math.log10(n)))
     phi = np.zeros(0)
     error = 1.0
-    best = (0.0, 1.0)  # AIC / n, time
+    best = (0.0, 1.0)  # BIC / n, time
     for order in range(1, order_max + 1):
         partial = float((rho[order] - phi @ rho[order - 1 : 0 : -1]) / error)
         phi = np.append(phi - partial * phi[::-1], partial)
         error *= 1.0 - partial**2
         if error <= 1e-9:
             break
-        criterion = math.log(error) + 2.0 * order / n
+        criterion = math.log(error) + math.log(n) * order / n
         if criterion < best[0]:
             best = (criterion, error / max(1e-6, 1.0 - float(phi.sum())) ** 2)
     return best[1]
 
 
 def cautious_time(signal: SignalBaseline) -> float:
-    """The autocorrelation time plus one standard error: what the tests count with.
+    """The autocorrelation time plus two standard errors: what the tests count with.
 
     From tau = (1 + r) / (1 - r) and var(r) = (1 - r^2) / n of a first-order process, the relative error is
     (tau + 1) / sqrt(tau n). A short baseline makes the monitor slower, not louder.
     """
     tau = signal.autocorrelation_time
-    return tau * (1.0 + (tau + 1.0) / math.sqrt(tau * max(1, signal.count)))
+    return tau * (1.0 + 2.0 * (tau + 1.0) / math.sqrt(tau * max(1, signal.count)))
