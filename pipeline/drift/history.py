@@ -76,17 +76,20 @@ class History:
             smallest = pairs.index(min(pairs))
             self.stretches[smallest].join(self.stretches.pop(smallest + 1))
 
-    def split(self, event: int) -> tuple[list[Stretch], list[Stretch]]:
-        """Stretches before and since event number `event`; the last stretch is always "since"."""
-        for index, stretch in enumerate(self.stretches):
-            middle = stretch.first_event + stretch.events / 2
-            if middle >= event or index == len(self.stretches) - 1:
-                return self.stretches[:index], self.stretches[index:]
-        return [], []
+    def split(self, time_ms: int) -> tuple[list[Stretch], list[Stretch]]:
+        """Stretches before and since an event time; one that holds it goes where its middle lies.
 
-    def forget_before(self, event: int) -> None:
-        """Keep what came since `event`."""
-        self.stretches = self.split(event)[1]
+        By time, not by order of arrival: partitions that cover the same time arrive one after the other.
+        """
+        before: list[Stretch] = []
+        since: list[Stretch] = []
+        for stretch in self.stretches:
+            (since if stretch.first_time_ms + stretch.last_time_ms >= 2 * time_ms else before).append(stretch)
+        return before, since
+
+    def forget_before(self, time_ms: int) -> None:
+        """Keep what came since an event time."""
+        self.stretches = self.split(time_ms)[1]
 
     def state_dict(self) -> list[dict[str, Any]]:
         """JSON-able and exact."""
@@ -118,8 +121,6 @@ class History:
 
 def offset_ranges(stretches: list[Stretch]) -> dict[Place, tuple[int, int, int]]:
     """First and last offset and events of each partition over consecutive stretches."""
-    if not stretches:
-        return {}
     places: dict[Place, tuple[int, int, int]] = {}
     for stretch in stretches:
         for place, (first, last, events) in stretch.places.items():

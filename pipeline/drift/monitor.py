@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.drift.baseline import cautious_time
 from pipeline.drift.detector import detectors
 from pipeline.drift.evidence import (
     PSI_MAJOR,
-    PSI_MINOR,
     advice_for,
     divergences,
     severity_of,
@@ -22,15 +22,20 @@ from pipeline.drift.evidence import (
 )
 from pipeline.drift.history import History, Stretch, evidence_ranges, training_ranges
 from pipeline.drift.merge import TimeMerger
-from pipeline.records import Baseline, BatchSummary, RetrainingTrigger, SignalEvidence
+from pipeline.records import Baseline, BatchSummary, RetrainingTrigger, SignalBaseline, SignalEvidence
 
 #: A signal that did not alarm by itself is named when it changed at the same point by so much: one in
 #: 10,000 signals that did not change would be.
 MOVED_Z = 3.9
+#: Events in the summaries since the change before a trigger is sent: a summary that came half before, half
+#: after it would show a mixture as the evidence; and signals that alarm a little later join the trigger.
+EVIDENCE_EVENTS_MIN = 256
 #: Effective values, and events, that the slow comparison with the baseline needs: PSI over 16 bins
 #: then scatters by 0.011 around its bias, which is subtracted.
 BASELINE_EFFECTIVE = 500
 BASELINE_EVENTS = 2_000
+#: The comparison may alarm again once the signal is back this close to the baseline.
+PSI_REARM = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +148,16 @@ class DriftMonitor:
         alarms = self._changes() + self._departures()
         if not alarms:
             return None
-        if self.events_seen < self._quiet_until:
-            for alarm in alarms:  # still there when the cooldown ends: keep the proposal open
+        lead = max(alarms, key=lambda a: (a.detector == "adwin", a.excess, -a.signal))
+        evidence_events = sum(s.events for s in self._history.split(lead.start_time_ms)[1])
+        if self.events_seen < self._quiet_until or evidence_events < EVIDENCE_EVENTS_MIN:
+            for alarm in alarms:  # still there when it may be told: keep the proposal open
                 detector = self._detectors[alarm.signal]
                 if detector is not None and alarm.detector == "adwin":
                     detector.keep_open()
             return None
-        lead = max(alarms, key=lambda a: (a.detector == "adwin", a.excess, -a.signal))
         trigger = self._trigger(lead, alarms)
-        self._begin_anew(lead.start_event)
+        self._begin_anew(lead)
         return trigger
 
     def _changes(self) -> list[_Alarm]:
@@ -176,19 +182,29 @@ class DriftMonitor:
             full = counts[:, index] >= self._needed[index]
             if not baseline.count or not full.any():
                 continue
-            depth = int(full.argmax())
-            time = cautious_time(baseline)
-            noise = (len(baseline.histogram) - 1) * time * (1.0 / counts[depth, index] + 1.0 / baseline.count)
-            psi = divergences(histograms[depth, index], baseline)[1] - noise
-            if self._armed[index] and psi >= PSI_MAJOR:
-                start = stretches[len(stretches) - 1 - depth]
-                alarms.append(_Alarm(index, "baseline", psi / PSI_MAJOR, start.first_event, start.first_time_ms))
-            elif psi < PSI_MINOR:
+            whole = int(full.argmax())
+            half = min(whole - 1, int((counts[:, index] >= self._needed[index] / 2).argmax()))
+            psi = self._excess_psi(baseline, histograms[whole, index])
+            if psi < PSI_REARM:
                 self._armed[index] = True
+            if not self._armed[index] or psi < PSI_MAJOR or half < 0:
+                continue
+            # A change in the newest part is ADWIN's to tell, and to date.
+            older = self._excess_psi(baseline, histograms[whole, index] - histograms[half, index])
+            if older >= PSI_MAJOR:
+                start = stretches[len(stretches) - 1 - whole]
+                alarms.append(_Alarm(index, "baseline", psi / PSI_MAJOR, start.first_event, start.first_time_ms))
         return alarms
 
+    @staticmethod
+    def _excess_psi(baseline: SignalBaseline, histogram: npt.NDArray[np.float64]) -> float:
+        """PSI less what sampling alone is expected to show."""
+        bins, count = len(baseline.histogram), max(1.0, float(histogram.sum()))
+        noise = (bins - 1) * cautious_time(baseline) * (1.0 / count + 1.0 / baseline.count)
+        return divergences(histogram, baseline)[1] - noise
+
     def _trigger(self, lead: _Alarm, alarms: list[_Alarm]) -> RetrainingTrigger:
-        before, after = self._history.split(lead.start_event)
+        before, after = self._history.split(lead.start_time_ms)
         if lead.detector == "baseline":
             before = []
         fired = {a.signal: a.detector for a in sorted(alarms, key=lambda a: a.detector, reverse=True)}
@@ -226,12 +242,12 @@ class DriftMonitor:
         )
         return replace(trigger, trigger_id=trigger_id(trigger_to_dict(trigger)), produced_at_ms=self._now_ms())
 
-    def _begin_anew(self, event: int) -> None:
+    def _begin_anew(self, lead: _Alarm) -> None:
         """What came since the change is the new normal; the next trigger waits for the cooldown."""
         for detector in self._detectors:
             if detector is not None:
-                detector.restart(event)
-        self._history.forget_before(event)
+                detector.restart(lead.start_event)
+        self._history.forget_before(lead.start_time_ms)
         self._armed = [False] * len(self._armed)
         self._quiet_until = self.events_seen + self._settings.cooldown_events
 
