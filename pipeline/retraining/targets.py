@@ -79,8 +79,10 @@ def numbers(label: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
     if not (_is_number(label.type) or pa.types.is_boolean(label.type)):
         raise DataError(f"label {name!r}: {label.type} is no number, so there is no regression on it")
     values: npt.NDArray[np.float64] = label.cast(pa.float64(), safe=False).to_numpy()
-    if not np.isfinite(values).all():
-        raise DataError(f"label {name!r}: holds infinity or NaN, row {int(np.flatnonzero(~np.isfinite(values))[0])}")
+    good = np.abs(values) <= np.finfo(np.float32).max  # False for NaN
+    if not good.all():
+        row = int(np.flatnonzero(~good)[0])
+        raise DataError(f"label {name!r}: row {row}: {values[row]:g} is no finite float32, so it cannot be learnt")
     return values
 
 

@@ -148,8 +148,8 @@ class _Loss:
     """Cross-entropy, or the squared error in units of the target's variance.
 
     Classes weigh the square root of how much rarer they are than the mean: enough not to be ignored, and not so
-    much that their probabilities mean nothing. On NASA's Shuttle data (7 % anomalies) the log loss is 0.0037
-    without weights, 0.0023 so, 0.0027 with all classes made equal; balanced accuracy 0.9948, 0.9968, 0.9982.
+    much that their probabilities mean nothing. On NASA's Shuttle data (7 % anomalies, two seeds) the log loss is
+    0.0030 without weights, 0.0023 so, 0.0030 with classes made equal; balanced accuracy 0.994, 0.996, 0.997.
     """
 
     def __init__(self, target: Target, rows_fit: int) -> None:
@@ -157,7 +157,7 @@ class _Loss:
         self._regression = target.task == "regression"
         self._binary = len(target.classes) == 2
         if self._regression:
-            self._variance = float(max(values.var(), np.finfo(np.float32).tiny))
+            self._deviation = float(values.std()) or 1.0
         else:
             counts = np.bincount(values[values >= 0], minlength=len(target.classes))
             weights = np.sqrt(counts.sum() / len(counts) / np.maximum(counts, 1))
@@ -166,7 +166,7 @@ class _Loss:
     def weighted(self, outputs: Tensor, goal: Tensor) -> Tensor:
         """What training makes small."""
         if self._regression:
-            return functional.mse_loss(outputs[:, 0], goal.float()) / self._variance
+            return self._squared_error(outputs, goal)
         if self._binary:
             weights = self._weights[goal]
             return functional.binary_cross_entropy_with_logits(outputs[:, 0], goal.float(), weights)
@@ -175,10 +175,14 @@ class _Loss:
     def plain(self, outputs: Tensor, goal: Tensor) -> float:
         """What stopping goes by: every row counts the same."""
         if self._regression:
-            return float(functional.mse_loss(outputs[:, 0], goal.float())) / self._variance
+            return float(self._squared_error(outputs, goal))
         if self._binary:
             return float(functional.binary_cross_entropy_with_logits(outputs[:, 0], goal.float()))
         return float(functional.cross_entropy(outputs, goal))
+
+    def _squared_error(self, outputs: Tensor, goal: Tensor) -> Tensor:
+        # Divided before it is squared: the square of a large target is no float32.
+        return ((outputs[:, 0] - goal.float()) / self._deviation).square().mean()
 
 
 def _standardise(module: nn.Module, tensors: Mapping[str, Tensor], goal: Tensor, rows_fit: int, target: Target) -> None:
