@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 _CLAUSE = re.compile(r"^(>=|<=|==|!=|<|>)\s*(\d+(?:\.\d+)*)$")
 
@@ -71,15 +72,24 @@ def module_exists(name: str) -> bool:
         return not rest
     try:
         spec = importlib.util.find_spec(head)
-        found = head
-        for part in rest:
-            if spec is None or spec.submodule_search_locations is None:
-                return False
-            found = f"{found}.{part}"
-            spec = _find(found, list(spec.submodule_search_locations))
     except (ImportError, ValueError):
         return False
+    found, folders = head, _folders(spec)
+    for part in rest:
+        found = f"{found}.{part}"
+        try:
+            spec = _find(found, folders) if folders else None
+            folders = _folders(spec)
+        except KeyError:
+            # A folder without __init__.py inside another: importlib wants to ask the parent, imported, for its path.
+            folders = [str(Path(folder, part)) for folder in folders if Path(folder, part).is_dir()]
+        except (ImportError, ValueError):
+            return False
     return spec is not None
+
+
+def _folders(spec: ModuleSpec | None) -> list[str]:
+    return list(spec.submodule_search_locations or ()) if spec is not None else []
 
 
 def _find(name: str, path: list[str]) -> ModuleSpec | None:

@@ -427,6 +427,18 @@ def test_a_module_is_found_without_running_it(tmp_path: Path, monkeypatch: pytes
     assert not any(name.startswith("nets_for_test") for name in sys.modules)
 
 
+def test_folders_without_init_are_packages_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A namespace package inside another, as a folder of scripts is one."""
+    (tmp_path / "space_for_test" / "inner" / "deep").mkdir(parents=True)
+    (tmp_path / "space_for_test" / "inner" / "deep" / "net.py").write_text("raise SystemExit('imported')\n", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert environment.module_exists("space_for_test.inner.deep.net")
+    assert not environment.module_exists("space_for_test.inner.deep.other")
+    assert not environment.module_exists("space_for_test.gone")
+    assert not environment.module_exists("space_for_test.gone.net")
+    assert not any(name.startswith("space_for_test") for name in sys.modules)
+
+
 def test_a_contract_file_is_checked(tmp_path: Path) -> None:
     """JSON with the fields of FeatureContract; unknown keys and contradictions are refused."""
     good = b'{"features": [{"name": "a", "kind": "number"}], "output": {"kind": "regression", "width": 1}}'
