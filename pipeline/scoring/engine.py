@@ -108,13 +108,16 @@ class _Transfers:
     def run(self, inputs: Arrays, n: int, forward: Any) -> Floats:
         """Copy in, run, copy out, all queued on the stream; wait once, at the end."""
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            tensors = {}
-            for name, array in inputs.items():
-                staged = self._pinned(name, torch.from_numpy(array))
-                tensors[name] = staged.to(self._device, non_blocking=True)
-            outputs: Tensor = forward(tensors, n)
-            result = self._pinned("", outputs)
-            self._stream.synchronize()
+            try:
+                tensors = {}
+                for name, array in inputs.items():
+                    staged = self._pinned(name, torch.from_numpy(array))
+                    tensors[name] = staged.to(self._device, non_blocking=True)
+                outputs: Tensor = forward(tensors, n)
+                result = self._pinned("", outputs)
+            finally:
+                # Also when the module raised: the next batch must not overwrite what is still being copied.
+                self._stream.synchronize()
         copied: Floats = result.numpy().copy()
         return copied
 
