@@ -336,10 +336,8 @@ def show(
 
     pipeline model show --json | jq .training.metrics
     """
-    path = bundle
-    if path is None:
-        settings = settings_of(ctx)
-        path = settings.path(settings.model.bundle)
+    settings = settings_of(ctx)
+    path = bundle or settings.path(settings.model.bundle)
     found = bundles.read(path)
     if as_json:
         sys.stdout.write(render.to_json(found.manifest.model_dump(mode="json")) + "\n")
