@@ -14,7 +14,8 @@ TIMEOUT_S = 5.0
 #: After the first try; with the client's waits of at most 1 s between, a call ends within about 12 s.
 RETRIES_MAX = 1
 
-_NOT_FOUND = 404
+#: The registry's own codes for no such subject, version or schema; a bare 404 may come from anyone.
+_NOT_FOUND = frozenset({40401, 40402, 40403})
 #: The request was understood and refused: incompatible (409), or no valid schema (422).
 _REFUSED = frozenset({409, 422})
 _CREDENTIALS = frozenset({401, 403})
@@ -77,7 +78,7 @@ class HttpRegistry:
             with self._lock:  # the client's caches are not for several threads
                 return call()
         except SchemaRegistryError as error:
-            if error.http_status_code == _NOT_FOUND and error.error_code != SchemaRegistryError.UNKNOWN:
+            if error.error_code in _NOT_FOUND:
                 return None
             raise self._translated(what, error) from None
         except Exception as error:  # noqa: BLE001 (the HTTP client's errors are many; none is an answer)

@@ -5,6 +5,7 @@
 
 import functools
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ RECORDS = frozenset({"record", "error"})
 #: Digits that Arrow's two decimal types hold.
 DECIMAL128_DIGITS, DECIMAL256_DIGITS = 38, 76
 
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _ARROW_PRIMITIVES = {
     "null": pa.null(),
     "boolean": pa.bool_(),
@@ -55,7 +57,7 @@ def parse(text: str) -> Schema:
             # An unknown logical type is to be ignored, says the specification.
             warnings.simplefilter("ignore")
             schema = avro.schema.parse(text)
-        _check_defaults(schema)
+        _check_fields(schema)
     except RecursionError:
         raise SchemaError("not a valid Avro schema: nested too deeply") from None
     except (avro.errors.AvroException, ValueError, TypeError, AttributeError, KeyError) as error:
@@ -193,18 +195,20 @@ def decimal_digits(schema: Schema) -> tuple[int, int] | None:
 # --------------------------------------------------------------------------- helpers
 
 
-def _check_defaults(schema: Schema, seen: set[str] | None = None) -> None:
-    """Raise ValueError for the first default that is no value of its field's type."""
+def _check_fields(schema: Schema, seen: set[str] | None = None) -> None:
+    """Raise ValueError for the first field with what `avro` lets pass: no Avro name, or a default of another type."""
     seen = set() if seen is None else seen
     if schema.type == "union":
         for branch in schema.schemas:
-            _check_defaults(branch, seen)
+            _check_fields(branch, seen)
     elif schema.type in {"array", "map"}:
-        _check_defaults(schema.items if schema.type == "array" else schema.values, seen)
+        _check_fields(schema.items if schema.type == "array" else schema.values, seen)
     elif schema.type in RECORDS and schema.fullname not in seen:
         seen.add(schema.fullname)
         for field in schema.fields:
-            _check_defaults(field.type, seen)
+            if not _NAME.fullmatch(field.name):
+                raise ValueError(f"field {field.name!r}: not a name of letters, digits and _")
+            _check_fields(field.type, seen)
             if field.has_default:
                 try:
                     default_value(field.type, field.default)
