@@ -8,7 +8,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from pipeline.bus.clients import ClientOptions, ErrorLog, make_consumer
 from pipeline.errors import ContractError, UnreachableError
 
-#: Messages a call asks for, and how long it waits for that many: a tail shows a lone record this late.
+#: Messages taken at once, and how late a reader notices that it should stop.
 READ_MAX = 500
 READ_WAIT_S = 0.1
 
@@ -37,7 +37,8 @@ def read(
         consumer.assign([TopicPartition(topic, p, span.start) for p, span in left.items()])
         while left:
             batch = []
-            for message in consumer.consume(READ_MAX, READ_WAIT_S):
+            # `consume` waits for as many as it is asked for: first for one, then for none.
+            for message in consumer.consume(1, READ_WAIT_S) + consumer.consume(READ_MAX, 0):
                 if message.error() is not None:
                     _at_end(message, topic, left)
                 elif _belongs(message, left):
