@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow as pa
 import typer
 from rich.text import Text
 
@@ -65,15 +66,34 @@ def init(
         raise DataError("\n".join(f"{data}: {line}" for line in str(error).splitlines())) from None
     stdout().print(_inferred(rows.num_rows, data, columns, layout))
     say("training a first model on the earlier rows ...")
+    report = make_project(folder, name, rows, columns, layout)
+    stdout().print(measured(report))
+    stdout().print(_next_steps(folder, data))
+
+
+def make_project(
+    folder: Path,
+    name: str,
+    rows: pa.Table,
+    columns: Columns,
+    layout: Layout,
+    bootstrap_servers: str = "127.0.0.1:9092",
+) -> TrainingReport:
+    """Train on the earlier part of `rows`, measure on the later, and write the project into `folder`."""
     _make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".init-") as scratch:
         bundle = Path(scratch) / "champion"
         report = train_bundle(
-            rows, label=label, features=[*layout.features], fields=layout.features, out=bundle, model_id=name
+            rows,
+            label=columns.label,
+            time=columns.time,
+            features=[*layout.features],
+            fields=layout.features,
+            out=bundle,
+            model_id=name,
         )
-        _write(folder, name, columns, layout, bundle)
-    stdout().print(_measured(report))
-    stdout().print(_next_steps(folder, data))
+        _write(folder, _settings_text(name, columns, layout, bootstrap_servers), layout, bundle)
+    return report
 
 
 def _refuse_full(folder: Path, force: bool) -> None:
@@ -98,10 +118,10 @@ def _make_folder(folder: Path) -> None:
         raise DataError(f"{folder}: cannot be made: {error.strerror}") from None
 
 
-def _write(folder: Path, name: str, columns: Columns, layout: Layout, bundle: Path) -> None:
+def _write(folder: Path, settings: str, layout: Layout, bundle: Path) -> None:
     """The bundle last: a folder with settings but no model says so in `pipeline check`."""
     files = {
-        DEFAULT_FILE: _settings_text(name, columns, layout),
+        DEFAULT_FILE: settings,
         "schemas/event.avsc": json.dumps(layout.schema, indent=2, ensure_ascii=False) + "\n",
         ".gitignore": "\n".join(IGNORED) + "\n",
     }
@@ -116,7 +136,7 @@ def _write(folder: Path, name: str, columns: Columns, layout: Layout, bundle: Pa
     bundle.rename(champion)
 
 
-def _settings_text(name: str, columns: Columns, layout: Layout) -> str:
+def _settings_text(name: str, columns: Columns, layout: Layout, bootstrap_servers: str) -> str:
     key = f"key_field = {json.dumps(layout.key_field)}\n" if layout.key_field else ""
     # A TOML basic string and a JSON string escape alike.
     return f"""\
@@ -126,7 +146,7 @@ name = {json.dumps(name)}
 
 [kafka]
 # Where Kafka answers; `pipeline broker` runs one here.
-bootstrap_servers = "127.0.0.1:9092"
+bootstrap_servers = {json.dumps(bootstrap_servers)}
 
 [events]
 schema_file = "schemas/event.avsc"
@@ -155,7 +175,7 @@ def _inferred(count: int, data: Path, columns: Columns, layout: Layout) -> objec
     return table(f"{data}: {count:,} rows", ("column", "event field", "role"), rows)
 
 
-def _measured(report: TrainingReport) -> object:
+def measured(report: TrainingReport) -> object:
     rows = [(name, f"{value:.4g}") for name, value in report.metrics.items()]
     title = f"trained on the first {report.rows_train:,} rows, measured on the {report.rows_validation:,} after them"
     return table(title, ("metric", "value"), rows, right=("value",))
