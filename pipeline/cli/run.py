@@ -1,19 +1,25 @@
 """`pipeline run`: one role in this process, or several in a supervised group."""
 
 import asyncio
+import os
 import signal
+import sys
 import threading
+import time
 from enum import StrEnum
 from typing import Annotated
 
 import structlog
 import typer
 
-from pipeline.cli.context import Flags, settings_of
+from pipeline.cli.context import Flags, print_error, settings_of
 from pipeline.cli.processes import ProcessGroup, end_with_parent, roles
-from pipeline.errors import SettingsError
+from pipeline.errors import PipelineError, SettingsError
 from pipeline.observe import logs
 from pipeline.settings import Settings
+
+#: Idle threads are gone within milliseconds of being let go.
+STUCK_AFTER_S = 1.0
 
 
 class RoleName(StrEnum):
@@ -62,11 +68,25 @@ def run(
 
 def _run_here(settings: Settings, role: RoleName, slot: int) -> None:
     structlog.contextvars.bind_contextvars(role=f"{role.value}-{slot}")
-    from pipeline import topology  # noqa: PLC0415 (faust and torch: 2 s that other commands need not wait for)
+    from pipeline.cli.role import run_role  # noqa: PLC0415 (faust and torch: 2 s that `--help` need not wait for)
 
-    fault = asyncio.run(topology.run_role(settings, role.value, slot))
+    fault = asyncio.run(run_role(settings, role.value, slot))
     if fault is not None:
+        _leave_if_stuck(fault)
         raise fault
+
+
+def _leave_if_stuck(fault: PipelineError) -> None:
+    """Exit here and now if a thread, held by a model that never returns, would hold up the interpreter's end."""
+    others = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
+    give_up = time.monotonic() + STUCK_AFTER_S
+    for thread in others:
+        thread.join(max(give_up - time.monotonic(), 0.0))
+    if any(thread.is_alive() for thread in others):
+        print_error(str(fault))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(fault.exit_code)
 
 
 def _run_group(settings: Settings, flags: Flags, role: RoleName, workers: int) -> int:

@@ -31,9 +31,8 @@ def prediction_labels(outputs: Floats, contract: FeatureContract) -> Longs | Non
     output = contract.output
     if output.kind == "regression":
         return None
-    if output.width == 1:
-        return (outputs[:, 0] >= 0.5).astype(np.int64)
-    return outputs.argmax(axis=1).astype(np.int64)
+    labels: Longs = (outputs[:, 0] >= 0.5 if output.width == 1 else outputs.argmax(axis=1)).astype(np.int64)
+    return labels
 
 
 class PredictionColumns:

@@ -1,0 +1,338 @@
+"""Which role reads and writes which topic, and the only place that wires rooms together.
+
+    worker    NAME.events -> NAME.predictions, NAME.dead-letters, NAME.batch-summaries
+    monitor   NAME.batch-summaries -> NAME.retraining-triggers
+
+Each role is a Faust app of its own with its own consumer group; cli/role.py runs it.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import faust
+import structlog
+
+from pipeline import codec, drift, observe
+from pipeline.bus import Configuration, Hooks, batch_topic, configure, topics
+from pipeline.bus.clients import ClientOptions, make_admin, wait_for_broker
+from pipeline.errors import BundleError, ContractError, PipelineError, UnreachableError
+from pipeline.models import bundle as bundles
+from pipeline.models import devices, loading
+from pipeline.scoring.engine import TorchModel
+from pipeline.scoring.flow import Flow, FlowSettings, queue_waits
+from pipeline.scoring.publish import Publisher
+from pipeline.scoring.validate import Validator
+from pipeline.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+#: How long one try waits for an absent broker: also how late a stop is noticed meanwhile.
+BROKER_TRY_S = 2.0
+#: An absent broker is mentioned this often.
+BROKER_REMIND_S = 30.0
+
+
+class _App(faust.App):  # type: ignore[misc, name-defined, unused-ignore]
+    """A Faust app without tables, web server or folders of its own."""
+
+    logger = logging.getLogger("faust.app")  # mode logs each step of each service under its class's module
+
+    def _create_directories(self) -> None:
+        pass
+
+
+@dataclass
+class Role:
+    """One running role: its app, and what ends it."""
+
+    settings: Settings
+    name: str
+    slot: int
+    metrics: observe.Metrics
+    app: Any = None
+    agents_ready: bool = False
+    fault: "asyncio.Future[PipelineError]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    #: Run once the app has stopped, whatever stopped it.
+    closers: list[Callable[[], None]] = field(default_factory=list)
+
+    def fail(self, error: Exception) -> None:
+        """Stop this role: nothing more is committed, and the process exits with the error's code."""
+        if not isinstance(error, PipelineError):
+            error = PipelineError(f"{type(error).__name__}: {error}. This is a bug.")
+        if not self.fault.done():
+            self.fault.set_result(error)
+        if self.app is not None and self.app._consumer is not None:  # noqa: SLF001 (do not make one now)
+            self.app.consumer.abandon()
+
+    def ready(self) -> tuple[bool, str]:
+        """Warmed up, in the group and assigned."""
+        if self.app is None or not self.agents_ready:
+            return False, "starting"
+        return (True, "ready") if self.app.consumer.assignment() else (False, "no partitions assigned")
+
+
+def _make_app(role: Role) -> Any:
+    settings, metrics = role.settings, role.metrics
+    app = _App(
+        settings.group(role.name),
+        broker="rdkafka://" + settings.kafka.bootstrap_servers.split(",")[0],
+        broker_client_id=f"{settings.name}-{role.name}-{role.slot}",
+        broker_commit_interval=settings.delivery.commit_interval_ms / 1000,
+        stream_wait_empty=True,
+        stream_recovery_delay=0.0,
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        web_enabled=False,
+        store="memory://",
+        autodiscover=False,
+    )
+    hooks = Hooks(
+        on_fault=role.fail,
+        on_rebalance=lambda kind, _n: metrics.rebalanced(kind),
+        on_commit=metrics.committed,
+        on_commit_seconds=lambda seconds: metrics.stage("commit", seconds),
+        on_in_flight=metrics.in_flight,
+        on_broker_error=metrics.broker_error,
+        on_statistics=_lag_reporter(metrics),
+    )
+    configure(
+        app,
+        Configuration(
+            ClientOptions.from_settings(settings),
+            hooks,
+            poll_records=settings.scoring.batch_max,
+            in_flight_max=settings.scoring.in_flight_max,
+            drain_deadline_s=settings.delivery.shutdown_deadline_s,
+        ),
+    )
+    role.app = app
+    return app
+
+
+def _lag_reporter(metrics: observe.Metrics) -> Callable[[str], None]:
+    """Lag per assigned partition, out of librdkafka's statistics."""
+    shown: set[tuple[str, int]] = set()
+
+    def report(text: str) -> None:
+        now: set[tuple[str, int]] = set()
+        for name, topic in json.loads(text).get("topics", {}).items():
+            for number, partition in topic.get("partitions", {}).items():
+                if int(number) >= 0 and partition.get("consumer_lag", -1) >= 0:
+                    now.add((name, int(number)))
+                    metrics.lag(name, int(number), partition["consumer_lag"])
+        for name, number in shown - now:
+            metrics.forget_lag(name, number)
+        shown.clear()
+        shown.update(now)
+
+    return report
+
+
+# --------------------------------------------------------------------------- preparation
+
+
+def open_registry(settings: Settings) -> Any:
+    """The Schema Registry or the file registry of these settings."""
+    auth = settings.registry.basic_auth
+    return codec.open_registry(
+        settings.registry.url, settings.path(settings.registry.dir), auth.get_secret_value() if auth else None
+    )
+
+
+def event_schema(settings: Settings) -> str:
+    """Avro JSON of the event. Raises ContractError naming the file when it cannot be read."""
+    path = settings.path(settings.events.schema_file)
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ContractError(f"events.schema_file: {path} cannot be read: {error}") from None
+    codec.parse(text)
+    return text
+
+
+def checked_bundle(settings: Settings, schema: str) -> bundles.Bundle:
+    """The bundle of these settings, every digest right and fitting `schema`. Raises BundleError."""
+    path = settings.path(settings.model.bundle)
+    bundle = bundles.read(path)
+    if misfits := bundles.check_fits(bundle, schema):
+        raise BundleError(f"{path}: does not fit {settings.events.schema_file}: {'; '.join(misfits)}")
+    return bundle
+
+
+def load_model(settings: Settings, bundle: bundles.Bundle) -> TorchModel:
+    """The bundle's model on its device, warmed up."""
+    model = TorchModel(
+        loading.load_module(bundle),
+        bundle.contract,
+        bundle.identity,
+        bundle.baseline,
+        device=devices.resolve(settings.model.device),
+        threads=settings.model.threads,
+        batch_max=settings.scoring.batch_max,
+    )
+    model.warm_up()
+    return model
+
+
+async def prepare_topics(settings: Settings) -> None:
+    """Wait for the broker as long as it takes; create what is missing; refuse what does not fit."""
+    reminded_at = -BROKER_REMIND_S
+    while True:
+        try:
+            await asyncio.to_thread(_prepare_topics_once, settings)
+        except UnreachableError as error:
+            if time.monotonic() - reminded_at >= BROKER_REMIND_S:
+                log.warning("waiting for the broker", error=str(error))
+                reminded_at = time.monotonic()
+        else:
+            return
+
+
+def _prepare_topics_once(settings: Settings) -> None:
+    options = ClientOptions.from_settings(settings)
+    wait_for_broker(options, BROKER_TRY_S)
+    admin = make_admin(options)
+    if settings.topics.create and (created := topics.create(admin, topics.specs(settings))):
+        log.info("topics created", topics=created)
+    if problems := topics.problems(settings, topics.partition_counts(admin)):
+        raise ContractError("\n".join(problems))
+
+
+# --------------------------------------------------------------------------- worker
+
+
+async def build_worker(role: Role) -> None:
+    """Load, verify and warm up the model; wire the hot path into a Faust agent."""
+    settings, metrics = role.settings, role.metrics
+    schema = event_schema(settings)
+    model = await asyncio.to_thread(lambda: load_model(settings, checked_bundle(settings, schema)))
+    identity, device = model.identity, str(model.device)
+    metrics.model(identity, device)
+    log.info("model ready", model=identity.model_id, version=identity.model_version, device=device)
+    await prepare_topics(settings)
+
+    registry = open_registry(settings)
+    prediction_schema, summary_schema = codec.load_schema("prediction"), codec.load_schema("batch-summary")
+    prediction_id = registry.register(f"{settings.topic('predictions')}-value", prediction_schema)
+    summary_id = registry.register(f"{settings.topic('batch_summaries')}-value", summary_schema)
+    rows = codec.RowCodec(registry)
+    app = _make_app(role)
+    publisher = Publisher(
+        _LateSink(lambda: app.producer.batch),
+        predictions_topic=settings.topic("predictions"),
+        dead_letters_topic=settings.topic("dead_letters"),
+        summaries_topic=settings.topic("batch_summaries"),
+        prediction_encoder=codec.ColumnarEncoder(prediction_schema, prediction_id),
+        encode_summary=lambda s: rows.encode(summary_id, summary_schema, drift.summary_to_dict(s)),
+        clock=time.time,
+    )
+    scoring = settings.scoring
+    flow = Flow(
+        decoder=codec.ColumnarDecoder(registry, schema),
+        validator=Validator(model.contract, id_field=settings.events.id_field, time_field=settings.events.time_field),
+        model=model,
+        publisher=publisher,
+        summariser=drift.SignalSummariser(model.baseline, model.identity) if settings.drift.enabled else None,
+        observer=metrics,
+        settings=FlowSettings(scoring.batch_max, scoring.linger_ms, scoring.retries_max, scoring.retry_backoff_ms),
+    )
+    role.closers.append(flow.close)
+
+    @app.agent(batch_topic(app, settings.topic("events")))
+    async def score(stream: Any) -> None:
+        app.consumer.commit_guard = flow.between_steps
+        await _until_fault(role, flow.run(stream.noack().events(), queue_waits(stream)))
+
+
+class _LateSink:
+    """The app's batch producer, which exists once the app has started."""
+
+    def __init__(self, get: Callable[[], Any]) -> None:
+        self._get = get
+
+    def send_batch(self, *args: Any, **kwargs: Any) -> None:
+        self._get().send_batch(*args, **kwargs)
+
+    def send(self, *args: Any, **kwargs: Any) -> None:
+        self._get().send(*args, **kwargs)
+
+
+async def _until_fault(role: Role, work: Awaitable[None]) -> None:
+    """Run an agent's work; a fault stops the role instead of Faust restarting the agent past it."""
+    try:
+        await work
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        if not isinstance(error, PipelineError):
+            log.exception("agent failed")
+        role.fail(error)
+        await asyncio.Event().wait()
+
+
+# --------------------------------------------------------------------------- monitor
+
+
+def make_station(
+    settings: Settings, bundle: bundles.Bundle, metrics: observe.Metrics, decode: Callable[[bytes], dict[str, Any]]
+) -> Any:
+    """The drift monitor of the bundle's model, its state loaded."""
+    monitor = drift.DriftMonitor(
+        bundle.baseline,
+        pipeline=settings.name,
+        model_id=bundle.model_id,
+        model_version=bundle.model_version,
+        settings=drift.MonitorSettings(
+            settings.drift.delta, settings.drift.cooldown_events, settings.drift.window_events
+        ),
+        now_ms=lambda: int(time.time() * 1000),
+    )
+    topic = settings.topic("batch_summaries")
+    path = settings.path(settings.drift.state_dir) / "monitor.state"
+    # Offsets mean something on one cluster and topic only.
+    source = f"{settings.kafka.bootstrap_servers}/{topic}"
+    return drift.MonitorStation(monitor, path, decode, source=source, observer=metrics)
+
+
+async def build_monitor(role: Role) -> None:
+    """Wire the drift monitor: summaries in, one trigger a drift out, state saved before it is published."""
+    settings, metrics = role.settings, role.metrics
+    schema = event_schema(settings)
+    bundle = await asyncio.to_thread(checked_bundle, settings, schema)
+    await prepare_topics(settings)
+    registry = open_registry(settings)
+    rows = codec.RowCodec(registry)
+    trigger_schema = codec.load_schema("retraining-trigger")
+    trigger_topic = settings.topic("retraining_triggers")
+    trigger_id = registry.register(f"{trigger_topic}-value", trigger_schema)
+    app = _make_app(role)
+    station = make_station(settings, bundle, metrics, rows.decode)
+
+    async def publish(trigger: Any) -> None:
+        value = rows.encode(trigger_id, trigger_schema, drift.trigger_to_dict(trigger))
+        await app.producer.send_and_wait(trigger_topic, trigger.trigger_id.encode(), value, None, None, None)
+        metrics.trigger(trigger.severity)
+        log.warning(
+            "retraining trigger",
+            trigger_id=trigger.trigger_id,
+            severity=trigger.severity,
+            signals=[s.signal for s in trigger.signals],
+        )
+
+    @app.agent(batch_topic(app, settings.topic("batch_summaries")))
+    async def watch(stream: Any) -> None:
+        async def work() -> None:
+            await station.republish(publish)
+            async for event in stream.noack().events():
+                await station.take(event.value, publish)
+                event.ack()
+
+        await _until_fault(role, work())
+
+
+ROLES: dict[str, Callable[[Role], Awaitable[None]]] = {"worker": build_worker, "monitor": build_monitor}
