@@ -110,17 +110,17 @@ class _Progress:
 
 
 @contextlib.contextmanager
-def broker(bootstrap_servers: str | None, folder: Path) -> Iterator[tuple[str, str]]:
+def broker(bootstrap_servers: str | None) -> Iterator[tuple[str, str]]:
     """Address and description of the broker given, or of an embedded Apache Kafka that lives as long as this."""
     if bootstrap_servers is not None:
         yield bootstrap_servers, "a running broker, given by --bootstrap-servers"
         return
-    from pipeline.bus import embedded  # noqa: PLC0415 (Java is needed only where no broker is given)
+    from pipeline.bus import embedded, jars  # noqa: PLC0415 (Java is needed only where no broker is given)
 
-    kafka = embedded.EmbeddedKafka(folder / "kafka", port=0, ephemeral=True, heap_mb=HEAP_MB, fast_start=False)
+    kafka = embedded.EmbeddedKafka(port=0, ephemeral=True, heap_mb=HEAP_MB, fast_start=False)
     try:
         address = kafka.start()
-        yield address, f"Apache Kafka {embedded.KAFKA_VERSION}, one node, {HEAP_MB} MB heap"
+        yield address, f"Apache Kafka {jars.KAFKA_VERSION}, one node, {HEAP_MB} MB heap"
     finally:
         kafka.stop()
 
@@ -151,7 +151,7 @@ def main(given: list[str] | None = None) -> int:
     measurements: list[report.Measurement] = []
     with (
         tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
-        broker(arguments.bootstrap_servers, Path(folder)) as (address, kafka),
+        broker(arguments.bootstrap_servers) as (address, kafka),
     ):
         bench, about = Bench(address, clients.make_admin(address), Path(folder)), report.machine(kafka)
         for number in range(1, arguments.rounds + 1):
