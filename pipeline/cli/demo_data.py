@@ -1,0 +1,100 @@
+"""What the demo sends: real telemetry, a shift in one sensor half-way, a few broken records."""
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.cli.events import EventEncoder
+from pipeline.errors import DataError
+from pipeline.records import Reason
+from pipeline.retraining import tables
+from pipeline.testing.breakage import WAYS
+
+LABEL = "anomaly"
+#: Rows the first model is trained and measured on; the others are replayed.
+TRAINING_ROWS = 14_000
+#: The sensor that goes wrong, and by how much: it reads 1.5 of its own standard deviations (12.9) too high.
+SHIFTED, SHIFT = "f1", 19
+#: One in so many events is broken, each way in turn.
+BROKEN_EVERY = 1_000
+
+
+def shuttle() -> pa.Table:
+    """NASA Shuttle telemetry out of River's wheel: 49,097 rows, nine sensors f1..f9, anomaly 0 or 1.
+
+    River itself is not imported: only drift/ does that. Raises DataError when its files are not there.
+    """
+    found = importlib.util.find_spec("river")
+    if found is None or not found.submodule_search_locations:
+        raise DataError("river: not installed; reinstall the package")
+    return tables.read(Path(found.submodule_search_locations[0]) / "datasets" / "shuttle.csv.gz")
+
+
+@dataclass
+class Broken:
+    """What was sent broken, and how each must be refused."""
+
+    values: list[bytes | None] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    reasons: list[Reason] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows to replay, shifted from `shift_at` on."""
+
+    table: pa.Table
+    first_row: int
+    shift_at: int
+
+    @classmethod
+    def of(cls, table: pa.Table, first_row: int, rows: int) -> "Plan":
+        """`rows` rows from `first_row`, the sensor's second half shifted."""
+        chosen = table.slice(first_row, rows)
+        shift_at = chosen.num_rows // 2
+        shifted = chosen.column(SHIFTED).to_numpy().copy()
+        shifted[shift_at:] += SHIFT
+        index = chosen.column_names.index(SHIFTED)
+        return cls(chosen.set_column(index, SHIFTED, pa.array(shifted)), first_row, shift_at)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def labels(self) -> list[str]:
+        """The truth of each row, as a prediction names it."""
+        return [str(value) for value in self.table.column(LABEL).to_pylist()]
+
+    def encoded(
+        self, encoder: EventEncoder, foreign_id: int, broken: Broken, chunk_rows: int
+    ) -> Iterator[tuple[list[bytes | None], list[bytes | None]]]:
+        """Keys and values in chunks, some of them spoiled and noted in `broken`."""
+        ways = list(WAYS.values())
+        for start in range(0, len(self), chunk_rows):
+            keys, good = encoder.encode(self.table.slice(start, chunk_rows), self.first_row + start)
+            values: list[bytes | None] = [*good]
+            for at in range(-start % BROKEN_EVERY, len(values), BROKEN_EVERY):
+                if start + at == 0:
+                    continue  # the first event is a good one
+                way = ways[len(broken.rows) % len(ways)]
+                values[at] = way.spoil(good[at], foreign_id)
+                broken.values.append(values[at])
+                broken.rows.append(start + at)
+                broken.reasons.append(way.reason)
+            yield keys, values
+
+
+def row_number(event_id: str, first_row: int) -> int:
+    """Index in the plan of the event `row-N`; -1 for an id that is none of ours."""
+    prefix, _, number = event_id.partition("-")
+    return int(number) - first_row if prefix == "row" and number.isdigit() else -1
+
+
+def f1_of(truth: np.ndarray, said: np.ndarray) -> float:
+    """F1 of the positive class; 0 where there is none."""
+    hits = int((truth & said).sum())
+    total = int(truth.sum()) + int(said.sum())
+    return 2 * hits / total if total else 0.0
