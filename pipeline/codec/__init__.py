@@ -3,7 +3,9 @@
 schemas.py        what a schema is, what fits what, and which Arrow columns it becomes: `avro` is the judge
 defaults.py       default values from their JSON
 framing.py        the 5 bytes before every record
+primitives.py     how Avro writes what records are made of
 reader.py         one record, byte by byte: exact, bounded, resolving; says what is wrong and where
+values.py         logical types, and what is said of bad records
 columns.py        many records at once, with pyruhvro, and where that has to be checked
 decoder.py        Kafka values -> columns and rejects: the hot path
 encoder.py        columns -> Kafka values: the hot path

@@ -31,7 +31,7 @@ from avro.compatibility import lookup_writer_field
 from avro.schema import Schema
 
 from pipeline.codec.framing import HEADER_BYTES
-from pipeline.codec.reader import default_for_column, takes_nothing
+from pipeline.codec.reader import default_for_column
 from pipeline.codec.schemas import (
     RECORDS,
     arrow_type,
@@ -39,6 +39,7 @@ from pipeline.codec.schemas import (
     decimal_digits,
     is_nullable,
     non_null_branches,
+    takes_nothing,
 )
 
 #: An enum's index is then one byte.

@@ -16,8 +16,9 @@ import pyarrow as pa
 
 from pipeline.codec.columns import Beyond, ColumnReader
 from pipeline.codec.framing import HEADER_BYTES, header_fault, schema_id_of
-from pipeline.codec.reader import As, Malformed, RowReader
+from pipeline.codec.reader import RowReader
 from pipeline.codec.schemas import columns_of, parse, parse_record
+from pipeline.codec.values import As, Malformed
 from pipeline.contracts import Registry
 from pipeline.errors import SchemaError
 from pipeline.records import Decoded, Longs, Reason, Reject, Stage

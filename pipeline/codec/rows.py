@@ -9,8 +9,9 @@ import fastavro
 from fastavro.validation import ValidationError, validate
 
 from pipeline.codec.framing import HEADER_BYTES, header, header_fault, schema_id_of
-from pipeline.codec.reader import As, Malformed, RowReader
+from pipeline.codec.reader import RowReader
 from pipeline.codec.schemas import parse
+from pipeline.codec.values import As, Malformed
 from pipeline.contracts import Registry
 from pipeline.errors import SchemaError
 

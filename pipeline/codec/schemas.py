@@ -192,6 +192,18 @@ def decimal_digits(schema: Schema) -> tuple[int, int] | None:
     return (precision, scale) if 0 <= scale <= precision <= DECIMAL256_DIGITS and precision > 0 else None
 
 
+def takes_nothing(schema: Schema, inside: tuple[str, ...] = ()) -> bool:
+    """Whether every value of `schema` is written as no bytes at all."""
+    if schema.type == "fixed":
+        return bool(schema.size == 0)
+    if schema.type in RECORDS:
+        # A record that must contain itself never ends: not a case of nothing.
+        return schema.fullname not in inside and all(
+            takes_nothing(field.type, (*inside, schema.fullname)) for field in schema.fields
+        )
+    return bool(schema.type == "null")
+
+
 # --------------------------------------------------------------------------- helpers
 
 

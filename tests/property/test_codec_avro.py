@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline import codec
 from pipeline.codec.decoder import ColumnarDecoder
-from pipeline.codec.reader import As, Malformed, RowReader
+from pipeline.codec.reader import RowReader
+from pipeline.codec.values import As, Malformed
 from pipeline.errors import SchemaError
 from pipeline.records import Reason
 from tests.property import avro_cases as cases
