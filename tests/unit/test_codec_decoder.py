@@ -132,6 +132,38 @@ def test_a_field_known_by_another_name_is_found_by_its_alias() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("reader", "why"),
+    [
+        (record(("a", "int"), ("b", "int")), "b"),
+        (record(("a", "int"), ("b", "int", 0), ("a_again", ["null", "int"])), "a_again"),
+        (json.dumps({"type": "record", "name": "S", "fields": [{"name": "a", "type": "int"}]}), "name mismatch"),
+        (record(("a", "int"), ("c", {"type": "array", "items": "string"})), "type mismatch"),
+    ],
+)
+def test_a_writer_that_does_not_fit_is_a_mismatch_of_its_records(reader: str, why: str) -> None:
+    """Each of its records is refused, with the schemas' difference as the message."""
+    writer = record(("a", "int"), ("c", {"type": "array", "items": "int"}))
+    decoded = codec.ColumnarDecoder(Registry(writer), reader).decode([header(1) + b"\x02\x00"] * 2)
+    assert refusals(decoded) == [(0, Reason.SCHEMA_MISMATCH), (1, Reason.SCHEMA_MISMATCH)]
+    assert why in decoded.rejects[0].message
+
+
+def test_one_field_is_not_read_as_two() -> None:
+    """Where an alias claims a field that another field already reads, nobody can say which is meant."""
+    fields = [{"name": "a", "type": "int"}, {"name": "b", "type": "int", "aliases": ["a"]}]
+    reader = json.dumps({"type": "record", "name": "R", "fields": fields})
+    decoded = codec.ColumnarDecoder(Registry(record(("a", "int"))), reader).decode([header(1) + b"\x02"])
+    assert "fields 'a' and 'b' are both 'a'" in decoded.rejects[0].message
+
+
+def test_a_record_of_records_without_end_is_refused_by_name() -> None:
+    """A message names the way down, but not every step of it."""
+    schema = record(("next", ["null", "R"]))
+    decoded = codec.ColumnarDecoder(Registry(schema), schema).decode([header(1) + b"\x02" * 1000])
+    assert decoded.rejects[0].message.startswith("field next.next.next.....next: nested more than 100 deep")
+
+
 def test_text_and_bytes_are_read_as_each_other() -> None:
     """Both promotions of the specification, by which bytes must be UTF-8 to be text."""
     text, raw = record(("v", "string")), record(("v", "bytes"))

@@ -1,9 +1,15 @@
 """The Schema Registry client, against a server that answers, refuses, fails, or says nothing."""
 
+import datetime as dt
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
+from confluent_kafka.serialization import MessageField, SerializationContext
 
 from pipeline import codec
 from pipeline.codec.http_registry import HttpRegistry
@@ -126,3 +132,28 @@ def test_only_avro_is_avro(server: SchemaRegistryServer) -> None:
         registry.schema(2)
     with pytest.raises(SchemaError, match="not a valid Avro schema"):
         registry.register("t-value", "{}")
+
+
+def test_confluents_own_serializer_and_deserializer_understand_ours(server: SchemaRegistryServer) -> None:
+    """What their producer writes we decode, what we encode their consumer reads: one wire format, one registry."""
+    subject = "events-value"
+    schema = record(("id", "string"), ("at", {"type": "long", "logicalType": "timestamp-millis"}), ("x", "double"))
+    row = {"id": "é", "at": dt.datetime(2026, 1, 2, tzinfo=dt.UTC), "x": 0.5}
+    client = SchemaRegistryClient({"url": server.url})
+    context = SerializationContext("events", MessageField.VALUE)
+    value = AvroSerializer(client, schema)(row, context)
+
+    registry = HttpRegistry(server.url)
+    decoded = codec.ColumnarDecoder(registry, schema).decode([value])
+    assert decoded.columns.to_pylist() == [row]
+    assert codec.RowCodec(registry).decode(value) == row
+    latest = registry.latest(subject)
+    assert latest is not None
+    assert codec.ColumnarEncoder(latest[1], latest[0]).encode(decoded.columns) == [value]
+
+    newer = record(*((f["name"], f["type"]) for f in json.loads(schema)["fields"]), ("note", "string", "none"))
+    (ours,) = codec.ColumnarEncoder(newer, registry.register(subject, newer)).encode(
+        decoded.columns.append_column("note", pa.array(["new"]))
+    )
+    assert AvroDeserializer(client)(ours, context) == {**row, "note": "new"}
+    assert AvroDeserializer(client, schema)(ours, context) == row
