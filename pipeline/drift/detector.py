@@ -35,6 +35,12 @@ PROPOSE_DELTA = 0.3
 PROPOSE_CLOCK = 4
 #: Blocks remembered one by one or joined; the newest half is never joined.
 MEMORY_BLOCKS = 256
+#: Blocks before the first comparison: enough to see how much the stream itself swings.
+WARM_UP_BLOCKS = MEMORY_BLOCKS // 2
+#: Blocks in a group whose mean tells how the stream swings, and groups the estimate remembers: it then
+#: scatters by sqrt(2 / 128) = 12 %.
+SWING_BLOCKS = 8
+SWING_MEMORY = 64
 #: Blocks whose mean centres ADWIN's input.
 CENTRE_BLOCKS = 8
 #: Blocks that each side of a comparison needs.
@@ -99,6 +105,11 @@ class SignalDetector:
         # Remembered blocks, oldest first; columns: values, sum, first event, its time in ms.
         self._blocks = np.zeros((MEMORY_BLOCKS, 4))
         self._length = 0
+        # How much the stream swings: blocks of the group being filled, the group before, first estimates, estimate.
+        self._group = [0.0, 0.0, 0.0]
+        self._before_group: float | None = None
+        self._swings: list[float] = []
+        self._swing: float | None = None
         #: Blocks for which the proposal stays open.
         self.proposed = 0
 
@@ -116,6 +127,7 @@ class SignalDetector:
         self._blocks[self._length] = self._open
         self._length += 1
         mean = self._open[1] / self._open[0]
+        self._watch_swings(self._open[0], self._open[1])
         self._open = [0.0, 0.0, 0.0, 0.0]
         self.proposed = max(0, self.proposed - 1)
         if self._centre is not None:
@@ -124,6 +136,31 @@ class SignalDetector:
             self._start_adwin()
         if self._length == MEMORY_BLOCKS:
             self._join_old_blocks()
+
+    def _watch_swings(self, values: float, total: float) -> None:
+        """Estimate the variance of long means from neighbouring groups of blocks.
+
+        Half the squared difference of two group means, times a group's values, has the long-run variance
+        as its mean whatever the mean does in the long run. One difference may hold a change, so each is
+        capped at nine times the estimate, which begins with a median (0.455 of the mean for one degree).
+        """
+        group = self._group
+        group[0] += values
+        group[1] += total
+        group[2] += 1.0
+        if group[2] < SWING_BLOCKS:
+            return
+        mean = group[1] / group[0]
+        if self._before_group is not None:
+            squared = (mean - self._before_group) ** 2 * group[0] / 2.0
+            if self._swing is not None:
+                self._swing += (min(squared, 9.0 * self._swing) - self._swing) / SWING_MEMORY
+            else:
+                self._swings.append(squared)
+                if len(self._swings) == WARM_UP_BLOCKS // SWING_BLOCKS - 1:
+                    self._swing = float(np.median(self._swings)) / 0.455
+        self._before_group = mean
+        self._group = [0.0, 0.0, 0.0]
 
     def _propose(self, mean: float, centre: float) -> None:
         self._adwin.update(min(1.0, max(0.0, 0.5 + (mean - centre) * self._gain)))
@@ -186,7 +223,7 @@ class SignalDetector:
 
     def _strengths(self) -> Doubles | None:
         """|z| of a change at the start of each remembered block, 0 where it may not alarm."""
-        if self._length < 2:
+        if self._length < WARM_UP_BLOCKS:
             return None
         values, sums = self._blocks[: self._length, 0], self._blocks[: self._length, 1]
         n1, s1 = values[::-1].cumsum()[::-1], sums[::-1].cumsum()[::-1]
@@ -210,18 +247,12 @@ class SignalDetector:
     def _excess(self, variance: float) -> float:
         """By how much the stream swings more than the baseline promised, as a factor >= 1 on tau.
 
-        From the newest blocks in groups of 8: half the squared difference of neighbouring group means,
-        its median (a change of the mean falls into one difference), scaled by the median 0.455 of a
-        chi-squared of one degree. Below 2 it is taken for noise: 15 differences spread by a third.
+        A baseline measured on shuffled rows promises far too little. Below 1.5 it is taken for noise.
         """
-        half = MEMORY_BLOCKS // 2
-        if self._length < half or variance <= 0.0:
+        if variance <= 0.0 or self._swing is None:
             return 1.0
-        newest = self._blocks[self._length - half : self._length, :2].reshape(-1, 8, 2).sum(axis=1)
-        differences = np.diff(newest[:, 1] / newest[:, 0])
-        long_run = float(np.median(differences**2)) / (2.0 * 0.455) * float(newest[:, 0].mean())
-        excess = long_run / (variance * self._time)
-        return excess if excess > 2.0 else 1.0
+        excess = self._swing / (variance * self._time)
+        return excess if excess > 1.5 else 1.0
 
     # -- state -------------------------------------------------------------------------------
 
@@ -231,7 +262,8 @@ class SignalDetector:
             "adwin": _encode(bytes(self._adwin._helper.__getstate__())),  # noqa: SLF001 (has no public name)
             "detected": bool(self._adwin.drift_detected),
             "centre": self._centre,
-            "open": self._open,
+            "open": list(self._open),
+            "swings": [list(self._group), self._before_group, list(self._swings), self._swing],
             "blocks": _encode(self._blocks[: self._length].astype("<f8").tobytes()),
             "proposed": self.proposed,
         }
@@ -243,6 +275,8 @@ class SignalDetector:
         self._adwin._drift_detected = state["detected"]  # noqa: SLF001
         self._centre = state["centre"]
         self._open = list(state["open"])
+        group, self._before_group, swings, self._swing = state["swings"]
+        self._group, self._swings = list(group), list(swings)
         blocks = np.frombuffer(base64.b64decode(state["blocks"]), dtype="<f8").reshape(-1, 4)
         self._length = len(blocks)
         self._blocks[: self._length] = blocks

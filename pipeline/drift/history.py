@@ -134,15 +134,20 @@ def evidence_ranges(stretches: list[Stretch]) -> list[OffsetRange]:
     return [OffsetRange(*place, first, last) for place, (first, last, _) in sorted(offset_ranges(stretches).items())]
 
 
-def training_ranges(stretches: list[Stretch], window_events: int) -> list[OffsetRange]:
-    """`window_events` events from the start of these stretches, shared out as the partitions' rates were.
+def training_ranges(before: list[Stretch], since: list[Stretch], window_events: int) -> list[OffsetRange]:
+    """`window_events` events since a change, shared out as the partitions' rates were.
 
-    The end may lie beyond what was seen: the retrainer waits for it.
+    A partition of which nothing came since begins after what was seen of it. The end may lie beyond
+    what was seen: the retrainer waits for it.
     """
-    places = sorted(offset_ranges(stretches).items())
+    begins = offset_ranges(since)
+    places = sorted(offset_ranges(before + since).items())
     seen = max(1, sum(events for _, (_, _, events) in places))
-    return [
-        # Offsets a partition used per event, gaps included, times its share of the window.
-        OffsetRange(*place, first, first + max(0, round((last - first + 1) * window_events / seen) - 1))
-        for place, (first, last, _) in places
-    ]
+    ranges = []
+    for place, (first, last, _) in places:
+        begin = begins[place][0] if place in begins else last + 1
+        # Offsets the partition used for an event of the stream, gaps included.
+        offsets = round((last - first + 1) * window_events / seen)
+        if offsets:
+            ranges.append(OffsetRange(*place, begin, begin + offsets - 1))
+    return ranges

@@ -34,6 +34,8 @@ EVIDENCE_EVENTS_MIN = 256
 #: then scatters by 0.011 around its bias, which is subtracted.
 BASELINE_EFFECTIVE = 500
 BASELINE_EVENTS = 2_000
+#: And it is made once in so many events: it costs a third of a millisecond.
+BASELINE_EVERY = 256
 #: The comparison may alarm again once the signal is back this close to the baseline.
 PSI_REARM = 0.05
 
@@ -135,7 +137,7 @@ class DriftMonitor:
                     values = block.events * share
                     detector.add(values, values * mean, self._events_merged, block.time_ms)
             self._events_merged += block.events
-        return self._decide() if events else None
+        return self._decide(events) if events else None
 
     def latest_means(self) -> dict[str, float]:
         """Latest mean of each signal, bounded, for display; signals without a block are left out."""
@@ -144,8 +146,10 @@ class DriftMonitor:
 
     # -- deciding ----------------------------------------------------------------------------
 
-    def _decide(self) -> RetrainingTrigger | None:
-        alarms = self._changes() + self._departures()
+    def _decide(self, events: int) -> RetrainingTrigger | None:
+        alarms = self._changes()
+        if self.events_seen // BASELINE_EVERY > (self.events_seen - events) // BASELINE_EVERY:
+            alarms += self._departures()
         if not alarms:
             return None
         lead = max(alarms, key=lambda a: (a.detector == "adwin", a.excess, -a.signal))
@@ -204,9 +208,8 @@ class DriftMonitor:
         return divergences(histogram, baseline)[1] - noise
 
     def _trigger(self, lead: _Alarm, alarms: list[_Alarm]) -> RetrainingTrigger:
-        before, after = self._history.split(lead.start_time_ms)
-        if lead.detector == "baseline":
-            before = []
+        earlier, after = self._history.split(lead.start_time_ms)
+        before = earlier if lead.detector == "adwin" else []
         fired = {a.signal: a.detector for a in sorted(alarms, key=lambda a: a.detector, reverse=True)}
         signals: list[SignalEvidence] = []
         for index, baseline in enumerate(self._baseline.signals):
@@ -217,9 +220,11 @@ class DriftMonitor:
             if name is not None:
                 signals.append(signal_evidence(index, baseline, name, before, after))
         signals.sort(key=lambda s: -s.psi)
-        return self._describe(lead, signals, after)
+        return self._describe(lead, signals, earlier, after)
 
-    def _describe(self, lead: _Alarm, signals: list[SignalEvidence], after: list[Stretch]) -> RetrainingTrigger:
+    def _describe(
+        self, lead: _Alarm, signals: list[SignalEvidence], earlier: list[Stretch], after: list[Stretch]
+    ) -> RetrainingTrigger:
         settings = self._settings
         severity = severity_of(signals)
         since = self.events_seen - lead.start_event
@@ -232,7 +237,7 @@ class DriftMonitor:
             change_event_time_ms=lead.start_time_ms,
             change_events_ago=since,
             evidence=evidence_ranges(after),
-            window=training_ranges(after, settings.window_events),
+            window=training_ranges(earlier, after, settings.window_events),
             severity=severity,
             advice=advice_for(severity, signals, since, settings.window_events),
             events_seen=self.events_seen,
