@@ -16,6 +16,7 @@ event counts twice. Does not guarantee: that a trigger is on the topic only once
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -187,21 +188,30 @@ class MonitorStation:
             return
         # What was promised to be published stays promised, whichever model is watched now.
         self._outbox = [trigger_from_dict(row) for row in state["outbox"]]
-        if state["source"] != self._source:
-            self._set_aside("it belongs to another cluster or topic")
-            return
-        self._next_offsets = {int(p): offset for p, offset in state["next_offsets"].items()}
-        if state["fingerprint"] != self._monitor.fingerprint:
-            self._set_aside("it belongs to another model version or baseline")
-        elif state["river"] != _river_version():
-            self._set_aside(f"its detectors are of River {state['river']}")
-        else:
+        if state["source"] == self._source:
+            self._next_offsets = {int(p): offset for p, offset in state["next_offsets"].items()}
+        misfit = self._misfit(state)
+        if misfit is None:
             self._monitor.load(state["monitor"])
             log.info("monitor state loaded", path=str(self._path), events_seen=self._monitor.events_seen)
+        else:
+            self._set_aside(misfit)
+            self.save()
+
+    def _misfit(self, state: dict[str, Any]) -> str | None:
+        """Why the monitor cannot go on from a whole state, or None."""
+        if state["source"] != self._source:
+            return "it belongs to another cluster or topic"
+        if state["fingerprint"] != self._monitor.fingerprint:
+            return "it belongs to another model version or baseline"
+        if state["river"] != _river_version():
+            return f"its detectors are of River {state['river']}"
+        return None
 
     def _set_aside(self, reason: str) -> None:
+        """Keep the file under another name; it is replaced by the next save, not before."""
         aside = self._path.with_suffix(".bad")
-        self._path.replace(aside)
+        shutil.copyfile(self._path, aside)
         log.warning("monitor state not used, beginning anew", reason=reason, kept_as=str(aside))
 
 
