@@ -105,7 +105,7 @@ def _make_app(role: Role) -> Any:
         Configuration(
             ClientOptions.from_settings(settings),
             hooks,
-            poll_records=settings.scoring.batch_max,
+            poll_records=settings.scoring.step_max,
             in_flight_max=settings.scoring.in_flight_max,
             drain_deadline_s=settings.delivery.shutdown_deadline_s,
         ),
@@ -239,7 +239,13 @@ async def build_worker(role: Role) -> None:
         publisher=publisher,
         summariser=drift.SignalSummariser(model.baseline, model.identity) if settings.drift.enabled else None,
         observer=metrics,
-        settings=FlowSettings(scoring.batch_max, scoring.linger_ms, scoring.retries_max, scoring.retry_backoff_ms),
+        settings=FlowSettings(
+            batch_max=scoring.batch_max,
+            step_max=scoring.step_max,
+            linger_ms=scoring.linger_ms,
+            retries_max=scoring.retries_max,
+            retry_backoff_ms=scoring.retry_backoff_ms,
+        ),
     )
     role.closers.append(flow.close)
 

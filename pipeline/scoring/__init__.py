@@ -1,8 +1,8 @@
 """The hot path, in the order a record goes through it:
 
-    flow.py      the loop: what waits -> decode -> validate -> score -> encode -> publish -> acknowledge
-    validate.py  columns -> model inputs, by the bundle's feature contract; rejections and imputations
-    engine.py    model inputs -> outputs: torch on CPU or CUDA
-    publish.py   outputs -> Kafka records: predictions, dead letters, summaries
-    signals.py   what the drift monitor watches, one row a record
+flow.py      the loop: what waits -> decode -> validate -> score -> encode -> publish -> acknowledge
+validate.py  columns -> model inputs, by the bundle's feature contract; rejections and imputations
+engine.py    model inputs -> outputs: torch on CPU or CUDA
+publish.py   outputs -> Kafka records: predictions, dead letters, summaries
+signals.py   what the drift monitor watches, one row a record
 """

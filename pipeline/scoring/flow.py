@@ -1,9 +1,9 @@
 """The hot path. Read `run` and `_step` from top to bottom: that is what happens to a record.
 
-Batching: what waits when the model is free goes in the next batch, over all partitions, up to
-`batch_max` rows; no timer unless `linger_ms` is set. One thread decodes, scores, encodes and enqueues,
-batch after batch, so order per partition (and so per key) is that of the input; librdkafka fetches,
-sends and waits for acknowledgements on its own threads meanwhile.
+Batching: what waits when the model is free goes in the next step, over all partitions, up to `step_max`
+records, the model getting up to `batch_max` rows a call; no timer unless `linger_ms` is set. One thread
+decodes, scores, encodes and enqueues, step after step, so order per partition (and so per key) is that of
+the input; librdkafka fetches, sends and waits for acknowledgements on its own threads meanwhile.
 """
 
 import asyncio
@@ -32,9 +32,13 @@ BACKOFF_MAX_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class FlowSettings:
-    """Batching and retries; see settings.ScoringSettings."""
+    """Batching and retries; see settings.ScoringSettings.
+
+    step_max: records taken in one step; the model still gets at most `batch_max` rows a call.
+    """
 
     batch_max: int = 1024
+    step_max: int = 4096
     linger_ms: float = 0.0
     retries_max: int = 3
     retry_backoff_ms: float = 200.0
@@ -133,7 +137,7 @@ class Flow:
         async for delivery in deliveries:
             waiting.append(delivery)
             count += len(delivery.value)
-            if count < self._settings.batch_max:
+            if count < self._settings.step_max:
                 if self._settings.linger_ms and not more_waiting():
                     await asyncio.sleep(self._settings.linger_ms / 1000)
                 if more_waiting():

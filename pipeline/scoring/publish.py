@@ -52,7 +52,7 @@ class PredictionColumns:
         partitions: Longs,
         offsets: Longs,
     ) -> pa.RecordBatch:
-        """N predictions; `event_times_ms` −1 means null."""
+        """N predictions; `event_times_ms` -1 means null."""
         n, width = outputs.shape
         timestamp = pa.timestamp("ms", tz="UTC")
         identity = self._identity
