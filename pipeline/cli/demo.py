@@ -154,6 +154,7 @@ class Run:
         rows = RowCodec(self.registry)
         sender = threading.Thread(target=self._send, args=(rate,), name="demo-send", daemon=True)
         with demo_view.Watch(self.settings, self.options, rows, tally) as watch, self._view(tally) as show:
+            watch.await_connected(START_TIMEOUT_S)
             sender.start()
             deadline = None
             while not self._all_out(tally) or self._lag():

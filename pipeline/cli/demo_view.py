@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -91,18 +92,32 @@ class Watch:
 
         def follow(role: str, partitions: int, decode: Callable[[Message], Any], take: Callable[..., None]) -> None:
             spans: Mapping[int, Span] = {p: Span(0, None) for p in range(partitions)}
-            for batch in read(options, f"{settings.name}-demo", settings.topic(role), spans):
+            ends = partial(self._at_end, role)
+            for batch in read(options, f"{settings.name}-demo", settings.topic(role), spans, ends):
                 for message in batch:
                     take(message, decode(message))
                 if self._stopped.is_set():
                     return
 
         count = settings.topics.partitions
+        self._connecting = {(role, p) for role in ("predictions", "dead_letters") for p in range(count)}
+        self._connecting.add(("retraining_triggers", 0))
+        self._connected = threading.Event()
         self._futures = [
             self._pool.submit(follow, "predictions", count, avro, tally.prediction),
             self._pool.submit(follow, "dead_letters", count, lambda _m: {}, tally.dead_letter),
             self._pool.submit(follow, "retraining_triggers", 1, avro, tally.trigger),
         ]
+
+    def _at_end(self, role: str, partition: int) -> None:
+        self._connecting.discard((role, partition))
+        if not self._connecting:
+            self._connected.set()
+
+    def await_connected(self, timeout_s: float) -> None:
+        """Until every partition is being read: what comes then is seen when it comes."""
+        self._connected.wait(timeout_s)
+        self.check()
 
     def check(self) -> None:
         """Raise what a reader thread raised."""

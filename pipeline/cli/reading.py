@@ -1,6 +1,6 @@
 """Reading partitions without a consumer group: nothing a person looks at moves anybody's offsets."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -21,9 +21,16 @@ class Span(NamedTuple):
 
 
 def read(
-    options: ClientOptions, group: str, topic: str, spans: Mapping[int, Span], **extra: Any
+    options: ClientOptions,
+    group: str,
+    topic: str,
+    spans: Mapping[int, Span],
+    on_end: Callable[[int], None] = lambda _partition: None,
+    **extra: Any,
 ) -> Iterator[list[Message]]:
     """Committed records of the spans, in offset order per partition; empty lists while nothing comes.
+
+    on_end: called with a partition each time there is nothing more in it for now.
 
     Ends when every span is read, or its partition has no more committed records below its end.
     `group` is only the name the client needs: nothing joins it and nothing is committed.
@@ -40,7 +47,7 @@ def read(
             # `consume` waits for as many as it is asked for: first for one, then for none.
             for message in consumer.consume(1, READ_WAIT_S) + consumer.consume(READ_MAX, 0):
                 if message.error() is not None:
-                    _at_end(message, topic, left)
+                    _at_end(message, topic, left, on_end)
                 elif _belongs(message, left):
                     batch.append(message)
             yield batch
@@ -61,11 +68,12 @@ def _belongs(message: Message, left: dict[int, Span]) -> bool:
     return bool(message.offset() < span.end)
 
 
-def _at_end(message: Message, topic: str, left: dict[int, Span]) -> None:
+def _at_end(message: Message, topic: str, left: dict[int, Span], on_end: Callable[[int], None]) -> None:
     """Note the end of a partition: its last offsets may be transaction markers, which are never returned."""
     error: KafkaError = message.error()
     code = error.code()
     if code == KafkaError._PARTITION_EOF:  # noqa: SLF001
+        on_end(message.partition())
         span = left.get(message.partition())
         if span is not None and span.end is not None:
             del left[message.partition()]

@@ -27,7 +27,7 @@ TICK_S = 0.01
 CHUNK_ROWS = 5_000
 #: At a given rate no more than this much is encoded ahead: an event without a time of its own gets that of its
 #: encoding, and should not look older than it is.
-AHEAD_S = 0.05
+AHEAD_S = 0.01
 #: After Ctrl-C, what is in flight may take this long to be acknowledged.
 STOP_FLUSH_S = 10.0
 
