@@ -4,6 +4,7 @@ import base64
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from confluent_kafka import Message
@@ -11,10 +12,15 @@ from confluent_kafka import Message
 from pipeline.cli.context import local_time
 
 Record = Mapping[str, Any]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def json_safe(value: Any) -> Any:
-    """`value` with bytes as base64 and NaN and infinities as text, as protobuf's JSON has them."""
+    """`value` with times as in Avro's own JSON, a number of milliseconds; the rest as protobuf's JSON has it:
+    bytes as base64, NaN and infinities as text.
+    """
+    if isinstance(value, datetime):
+        return (value - _EPOCH) // timedelta(milliseconds=1)
     if isinstance(value, bytes | bytearray | memoryview):
         return base64.b64encode(bytes(value)).decode("ascii")
     if isinstance(value, float) and not math.isfinite(value):
@@ -101,6 +107,8 @@ def _printable(key: bytes | None) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, datetime):
+        return local_time(json_safe(value))
     if isinstance(value, bytes):
         return f"<{len(value)} B>"
     if isinstance(value, list) and len(value) > 8:

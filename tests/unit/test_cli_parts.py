@@ -1,6 +1,6 @@
 """The parts of the command line that need neither a terminal nor a broker."""
 
-import datetime
+import datetime as dt
 import json
 import math
 
@@ -35,9 +35,9 @@ def test_column_names_become_avro_names_and_stay_apart() -> None:
         pa.array(["2024-01-01T00:00:00Z"]),
         pa.array(["2024-01-01T01:00:00+01:00"]),
         pa.array(["2024-01-01"]),
-        pa.array([datetime.date(2024, 1, 1)]),
-        pa.array([datetime.datetime(2024, 1, 1)], pa.timestamp("ns")),
-        pa.array([datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)], pa.timestamp("us", tz="Europe/Berlin")),
+        pa.array([dt.date(2024, 1, 1)]),
+        pa.array([dt.datetime(2024, 1, 1)], pa.timestamp("ns")),  # noqa: DTZ001 (a column without a zone)
+        pa.array([dt.datetime(2024, 1, 1, tzinfo=dt.UTC)], pa.timestamp("us", tz="Europe/Berlin")),
         pa.array([MOMENT_MS // 1000]),
         pa.array([MOMENT_MS]),
         pa.array([MOMENT_MS / 1000]),
@@ -150,7 +150,7 @@ def test_a_key_column_is_in_the_event_but_no_feature() -> None:
 
 def test_a_file_without_features_is_refused() -> None:
     """If nothing is left to learn from, the message says what happened to each column."""
-    with pytest.raises(DataError, match="no column is left for a feature: .*note: text with"):
+    with pytest.raises(DataError, match=r"no column is left for a feature: .*note: text with"):
         infer(_table().select(["note", "fraud"]), Columns("fraud"), "s")
 
 
