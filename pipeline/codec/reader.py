@@ -5,8 +5,10 @@ written with another schema, and finding out which record of a batch is bad and 
 closures, compiled once for a pair of schemas (Schema Resolution, Avro specification 1.12).
 
 What it refuses, however large the numbers in the bytes are, it refuses after reading no more than is there.
-Beyond the specification it refuses records nested more than DEPTH_MAX times in themselves, and more than
-NOTHINGS_MAX items of a type that takes no bytes.
+It accepts what `avro` accepts, except, by the letter of the specification, a boolean that is neither 0 nor 1, an int
+beyond 32 bits, a symbol beyond an enum that has a default, and a decimal of more digits than its precision; and, to be
+bounded, records nested more than DEPTH_MAX times in themselves (`avro` ends at the interpreter's limit), and more than
+NOTHINGS_MAX items of a type that takes no bytes (`avro`: 10 million).
 """
 
 import json

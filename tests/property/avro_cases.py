@@ -4,16 +4,20 @@ import datetime as dt
 import io
 import itertools
 import json
+import os
 import struct
 import warnings
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
+from unittest import mock
 
 import avro.errors
 import avro.io
 import avro.schema
 from hypothesis import strategies as st
+
+from pipeline.codec.primitives import NOTHINGS_MAX
 
 HEADER = b"\x00" + struct.pack(">I", 7)
 UTC = dt.UTC
@@ -165,7 +169,9 @@ class StrictDecoder(avro.io.BinaryDecoder):
 def read(schema: str, body: bytes, reader: str | None = None) -> Any:
     """What `avro` reads of all of `body`; raises one of AVRO_ERRORS, also for bytes left over."""
     source = io.BytesIO(body)
-    value = avro.io.DatumReader(parse(schema), parse(reader or schema)).read(StrictDecoder(source))
+    # Of items without content `avro` allows 10 million a record, and makes them: ours is the smaller limit.
+    with mock.patch.dict(os.environ, {avro.io.MAX_COLLECTION_ITEMS_ENV: str(NOTHINGS_MAX)}):
+        value = avro.io.DatumReader(parse(schema), parse(reader or schema)).read(StrictDecoder(source))
     if source.read(1):
         raise avro.errors.InvalidAvroBinaryEncoding("bytes are left over")
     return value
