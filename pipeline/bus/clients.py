@@ -30,7 +30,9 @@ CONSUMER_DEFAULTS: dict[str, Any] = {
     "isolation.level": "read_committed",
     "check.crcs": True,
     "partition.assignment.strategy": "cooperative-sticky",
-    "session.timeout.ms": 30_000,
+    # How long the partitions of a worker that was killed wait for their next owner. librdkafka's own thread
+    # sends the heartbeats, so a busy interpreter misses none; three may be lost on the way.
+    "session.timeout.ms": 10_000,
     "heartbeat.interval.ms": 3_000,
     # Default 1000 ms makes a fast consumer wait while nothing works: the same loop ran 1.4-2.6 times
     # as fast at 1 (shared measurements; `python -m benchmarks.run` shows the whole job).

@@ -17,20 +17,29 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as _TopicPartition
 
 from pipeline.bus.clients import ErrorLog, make_consumer
-from pipeline.errors import FencedError
+from pipeline.errors import FencedError, SettingsError
 from pipeline.records import RecordBatch, TopicPartition
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-#: `consume` returns at once when there is a message; this bounds how late a request is served when
-#: there is none: two wake-ups per 100 ms cost 0.1 % of a core.
+#: How late a request is served while no record comes; twenty wake-ups a second cost 0.1 % of a core.
 POLL_S = 0.05
 #: How long a full pipeline is waited for before its partitions are paused. Pausing throws away what
 #: librdkafka fetched ahead (up to 64 MiB), so it is for a slow model, not for a short hiccup.
 PAUSE_AFTER_S = 1.0
 
 
+#: librdkafka retries these for ever, but no waiting mends them.
+_HOPELESS = frozenset(
+    {
+        KafkaError.INVALID_SESSION_TIMEOUT,
+        KafkaError.INCONSISTENT_GROUP_PROTOCOL,
+        KafkaError.INVALID_GROUP_ID,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    }
+)
 #: What a rebalance may take on top of the drain: the handler's own commit, and Faust's callbacks.
 HANDLER_GRACE_S = 2.0
 
@@ -124,7 +133,7 @@ class Poller(threading.Thread):
             while not self._stopping.is_set():
                 self._serve()
                 self._mind_room()
-                messages = self._consumer.consume(self._poll_records, POLL_S)
+                messages = self._fetch()
                 if messages:
                     batches = self._batches(messages)
                     if batches:
@@ -136,6 +145,17 @@ class Poller(threading.Thread):
             self._owner.failed(error)
         finally:
             self._close()
+
+    def _fetch(self) -> list[Message]:
+        """What there is, at most `poll_records`; waits POLL_S for the first one only.
+
+        `consume` waits its whole timeout for as many as it is asked for: at low rates one call would hold every
+        record back for POLL_S.
+        """
+        messages: list[Message] = self._consumer.consume(1, POLL_S)
+        if messages and self._poll_records > 1:
+            messages += self._consumer.consume(self._poll_records - 1, 0)
+        return messages
 
     def _serve(self) -> None:
         while True:
@@ -208,6 +228,8 @@ class Poller(threading.Thread):
             if error.code() == KafkaError.FENCED_INSTANCE_ID:
                 raise FencedError(f"consumer: {error.str()}: another member has this group.instance.id")
             raise KafkaException(error)
+        if error.code() in _HOPELESS:
+            raise SettingsError(f"kafka.consumer_options: the broker refuses this consumer: {error.str()}")
         # Retried by librdkafka; error_cb has logged broker absence once.
         log.warning("consumer error", kind=error.name().lstrip("_").lower(), error=error.str())
 

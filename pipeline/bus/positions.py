@@ -32,6 +32,9 @@ class Positions(base.Consumer):
     def _drop_fetched(self) -> None:
         raise NotImplementedError
 
+    def _mind_room(self) -> None:
+        raise NotImplementedError
+
     async def _ask(self, request: Callable[[_Consumer], Any]) -> Any:
         if self._poller is None:
             raise PollerStoppedError("the Kafka consumer has not started")
@@ -66,6 +69,7 @@ class Positions(base.Consumer):
         """
         self._drop_fetched()
         self._seeking.update(offsets.keys())
+        self._mind_room()
 
         def request(consumer: _Consumer) -> None:
             try:

@@ -17,6 +17,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import faust
@@ -28,20 +29,11 @@ from pipeline.errors import PipelineError
 
 
 def say(kind: str, **values: Any) -> None:
-    print(json.dumps({"kind": kind, **values}), flush=True)
+    sys.stdout.write(json.dumps({"kind": kind, **values}) + "\n")
+    sys.stdout.flush()
 
 
-async def main(spec: dict[str, Any]) -> int:
-    loop = asyncio.get_running_loop()
-    stop, faults = asyncio.Event(), []
-
-    def fault(error: Exception) -> None:
-        say("fault", error=type(error).__name__, message=str(error))
-        faults.append(error)
-        if app._consumer is not None:
-            app.consumer.abandon()
-        loop.call_soon_threadsafe(stop.set)
-
+def make_app(spec: dict[str, Any], fault: Callable[[Exception], None]) -> Any:
     app = faust.App(
         spec["group"],
         broker=f"rdkafka://{spec['servers']}",
@@ -53,55 +45,76 @@ async def main(spec: dict[str, Any]) -> int:
         store="memory://",
         autodiscover=False,
     )
+    hooks = Hooks(
+        on_fault=fault,
+        on_rebalance=lambda kind, n: say("rebalance", what=kind, partitions=n),
+        on_commit=lambda outcome: say("commit", outcome=outcome),
+    )
     configure(
         app,
         Configuration(
             ClientOptions(spec["servers"], consumer=spec.get("consumer", {}), producer=spec.get("producer", {})),
-            Hooks(
-                on_fault=fault,
-                on_rebalance=lambda kind, n: say("rebalance", what=kind, partitions=n),
-                on_commit=lambda outcome: say("commit", outcome=outcome),
-            ),
+            hooks,
             poll_records=spec.get("poll_records", 200),
             in_flight_max=spec.get("in_flight_max", 32_768),
             drain_deadline_s=spec.get("drain_deadline_s", 10.0),
         ),
     )
+    return app
+
+
+async def work(app: Any, spec: dict[str, Any], batch: Any) -> None:
     how, hold_s, target = spec.get("how", "copy"), spec.get("hold_s", 0.0), spec.get("target")
+    if how == "raise":
+        raise PipelineError("the agent raised")
+    if how == "slow":
+        await asyncio.sleep(hold_s)
+    if how == "block":
+        time.sleep(hold_s)  # noqa: ASYNC251 (what a careless agent does)
+    if target:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, app.producer.batch.send_batch, target, batch.keys, batch.values)
+    say(
+        "batch",
+        partition=batch.partition,
+        first=batch.first_offset,
+        next=batch.next_offset,
+        n=len(batch),
+        in_flight=app.consumer.ledger.in_flight_records,
+    )
 
-    async def work(batch: Any) -> None:
-        if how == "raise":
-            raise PipelineError("the agent raised")
-        if how == "slow":
-            await asyncio.sleep(hold_s)
-        if how == "block":
-            time.sleep(hold_s)  # noqa: ASYNC251 (what a careless agent does)
-        if target:
-            await loop.run_in_executor(None, app.producer.batch.send_batch, target, batch.keys, batch.values)
-        say(
-            "batch",
-            partition=batch.partition,
-            first=batch.first_offset,
-            next=batch.next_offset,
-            n=len(batch),
-            in_flight=app.consumer.ledger.in_flight_records,
-        )
 
+def add_agent(app: Any, spec: dict[str, Any], fault: Callable[[Exception], None]) -> None:
     @app.agent(batch_topic(app, spec["source"]))
     async def copy(stream: Any) -> None:
         try:
-            if how == "plain":
+            if spec.get("how") == "plain":
                 async for batch in stream:
-                    await work(batch)
+                    await work(app, spec, batch)
                 return
             async for event in stream.noack().events():
-                await work(event.value)
-                if how != "hang":
+                await work(app, spec, event.value)
+                if spec.get("how") != "hang":
                     event.ack()
         except PipelineError as error:
             fault(error)
             await asyncio.Event().wait()
 
+
+async def main(spec: dict[str, Any]) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    faults: list[Any] = []
+
+    def fault(error: Exception) -> None:
+        say("fault", error=type(error).__name__, message=str(error))
+        faults.append(error)
+        if app._consumer is not None:
+            app.consumer.abandon()
+        loop.call_soon_threadsafe(stop.set)
+
+    app = make_app(spec, fault)
+    add_agent(app, spec, fault)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await app.start()
@@ -109,8 +122,7 @@ async def main(spec: dict[str, Any]) -> int:
     ended = asyncio.ensure_future(app.wait_until_stopped())
     await asyncio.wait({asyncio.ensure_future(stop.wait()), ended}, return_when=asyncio.FIRST_COMPLETED)
     if app.crashed:
-        faults.append(app.crash_reason)
-        say("fault", error=type(app.crash_reason).__name__, message=str(app.crash_reason))
+        fault(app.crash_reason)
     started = time.monotonic()
     await app.stop()
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
