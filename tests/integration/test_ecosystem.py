@@ -4,6 +4,7 @@ import ast
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from pipeline import codec
+from tests.unit.schema_registry_server import SchemaRegistryServer
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -45,21 +47,29 @@ def example(name: str, folder: Path, *arguments: str, code: int = 0) -> str:
     return run([sys.executable, str(EXAMPLES / name), *arguments], folder, code)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with made-up orders, and a project that `pipeline init` made of them."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "orders.csv").write_text(example("orders.py", folder, str(ROWS)), "utf-8")
+    columns = ("--label", "fraud", "--time", "created_at", "--id", "order_no")
+    run([sys.executable, "-m", "pipeline.cli", "init", "shop", "--data", "orders.csv", *columns], folder)
+    return folder
+
+
 class Shop:
-    """A project made by `pipeline init` out of made-up orders."""
+    """A copy of that folder, under a name of its own on the Kafka of the tests."""
 
     def __init__(self, folder: Path, kafka: str, name: str) -> None:
         self.folder, self.kafka, self.name = folder, kafka, name
-        self.orders = folder / "orders.csv"
-        self.orders.write_text(example("orders.py", folder, str(ROWS)), "utf-8")
+        self.orders, self.project = folder / "orders.csv", folder / "shop"
         self.environment = {
+            "PIPELINE__NAME": name,
             "PIPELINE__KAFKA__BOOTSTRAP_SERVERS": kafka,
             "PIPELINE__OBSERVE__PORT": "0",
             "PYTHONPATH": str(OWN_MODEL),
         }
-        columns = ("--label", "fraud", "--time", "created_at", "--id", "order_no")
-        self.pipeline("init", "shop", "--data", "orders.csv", *columns, "--name", name)
-        self.project = folder / "shop"
+        self.command("topics", "create")
 
     def pipeline(self, *arguments: str) -> str:
         return run([sys.executable, "-m", "pipeline.cli", *arguments], self.folder, **self.environment)
@@ -103,7 +113,8 @@ class Shop:
 
 
 @pytest.fixture
-def shop(tmp_path: Path, kafka: str, unique: Callable[[str], str]) -> Shop:
+def shop(made: Path, tmp_path: Path, kafka: str, unique: Callable[[str], str]) -> Shop:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return Shop(tmp_path, kafka, unique("shop"))
 
 
@@ -125,6 +136,17 @@ def test_stock_producer_and_consumer_work_against_a_worker(shop: Shop, unique: C
         assert prediction["label"] == ("1" if score >= 0.5 else "0")
         assert prediction["event_time"].replace(" ", "T")[:23] == times[prediction["event_id"]][:23]
     assert json.loads(shop.command("status", "--json"))["lag"] == 0
+
+
+def test_stock_clients_meet_the_worker_at_a_schema_registry(shop: Shop, unique: Callable[[str], str]) -> None:
+    """With a Schema Registry the producer registers the event, AvroDeserializer reads predictions by what it finds."""
+    with SchemaRegistryServer() as registry, shop.worker(PIPELINE__REGISTRY__URL=registry.url):
+        at = ("--topic", shop.topic("events"), "--bootstrap", shop.kafka, "--registry", registry.url)
+        example("producer.py", shop.folder, "orders.csv", *at, "--schema", "shop/schemas/event.avsc")
+        found = shop.predictions(registry.url, unique("reader"))
+    assert sorted(p["event_id"] for p in found) == sorted(row["order_no"] for row in shop.rows())
+    assert {f"{shop.topic(role)}-value" for role in ("events", "predictions")} <= registry.subjects.keys()
+    assert not (shop.project / "registry").exists()
 
 
 def test_own_model_scores_as_plain_torch(shop: Shop, unique: Callable[[str], str]) -> None:
