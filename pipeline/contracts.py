@@ -125,7 +125,10 @@ class Summariser(Protocol):
         event_times_ms: npt.NDArray[np.int64],
         matrix: npt.NDArray[np.float32],
     ) -> None:
-        """N input records in offset order; `matrix` is (n, len(signals)), NaN where a record has no value."""
+        """N input records in offset order; `matrix` is (n, len(signals)), NaN where a record has no value.
+
+        The arrays must not change until the next drain.
+        """
         ...
 
     def drain(self) -> list[BatchSummary]:

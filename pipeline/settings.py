@@ -131,7 +131,9 @@ class DriftSettings(_Section):
     """The drift monitor."""
 
     enabled: bool = True
-    delta: float = Field(0.002, gt=0, lt=1, description="ADWIN confidence for the whole set of signals together")
+    delta: float = Field(
+        0.002, gt=0, lt=1, description="Expected false triggers in 10,000 events, over all signals together"
+    )
     cooldown_events: int = Field(10_000, ge=0, description="Events after a trigger in which no further one is sent")
     window_events: int = Field(20_000, ge=1, description="Events since the change suggested for retraining")
     state_dir: Path = Field(Path("state"), description="Folder of the monitor's saved state")

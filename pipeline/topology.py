@@ -136,25 +136,6 @@ def _lag_reporter(metrics: observe.Metrics) -> Callable[[str], None]:
 # --------------------------------------------------------------------------- preparation
 
 
-def open_registry(settings: Settings) -> Any:
-    """The Schema Registry or the file registry of these settings."""
-    auth = settings.registry.basic_auth
-    return codec.open_registry(
-        settings.registry.url, settings.path(settings.registry.dir), auth.get_secret_value() if auth else None
-    )
-
-
-def event_schema(settings: Settings) -> str:
-    """Avro JSON of the event. Raises ContractError naming the file when it cannot be read."""
-    path = settings.path(settings.events.schema_file)
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ContractError(f"events.schema_file: {path} cannot be read: {error}") from None
-    codec.parse(text)
-    return text
-
-
 def checked_bundle(settings: Settings, schema: str) -> bundles.Bundle:
     """The bundle of these settings, every digest right and fitting `schema`. Raises BundleError."""
     path = settings.path(settings.model.bundle)
@@ -179,21 +160,19 @@ def load_model(settings: Settings, bundle: bundles.Bundle) -> TorchModel:
     return model
 
 
-async def prepare_topics(settings: Settings) -> None:
-    """Wait for the broker as long as it takes; create what is missing; refuse what does not fit."""
+async def prepare_topics(settings: Settings) -> str:
+    """Wait for the broker as long as it takes; create what is missing; refuse what does not fit. The cluster's id."""
     reminded_at = -BROKER_REMIND_S
     while True:
         try:
-            await asyncio.to_thread(_prepare_topics_once, settings)
+            return await asyncio.to_thread(_prepare_topics_once, settings)
         except UnreachableError as error:
             if time.monotonic() - reminded_at >= BROKER_REMIND_S:
                 log.warning("waiting for the broker", error=str(error))
                 reminded_at = time.monotonic()
-        else:
-            return
 
 
-def _prepare_topics_once(settings: Settings) -> None:
+def _prepare_topics_once(settings: Settings) -> str:
     options = ClientOptions.from_settings(settings)
     wait_for_broker(options, BROKER_TRY_S)
     admin = make_admin(options)
@@ -201,6 +180,7 @@ def _prepare_topics_once(settings: Settings) -> None:
         log.info("topics created", topics=created)
     if problems := topics.problems(settings, topics.partition_counts(admin)):
         raise ContractError("\n".join(problems))
+    return topics.cluster_id(admin)
 
 
 # --------------------------------------------------------------------------- worker
@@ -209,14 +189,14 @@ def _prepare_topics_once(settings: Settings) -> None:
 async def build_worker(role: Role) -> None:
     """Load, verify and warm up the model; wire the hot path into a Faust agent."""
     settings, metrics = role.settings, role.metrics
-    schema = event_schema(settings)
+    schema = codec.event_schema(settings)
     model = await asyncio.to_thread(lambda: load_model(settings, checked_bundle(settings, schema)))
     identity, device = model.identity, str(model.device)
     metrics.model(identity, device)
     log.info("model ready", model=identity.model_id, version=identity.model_version, device=device)
     await prepare_topics(settings)
 
-    registry = open_registry(settings)
+    registry = codec.registry_of(settings)
     prediction_schema, summary_schema = codec.load_schema("prediction"), codec.load_schema("batch-summary")
     prediction_id = registry.register(f"{settings.topic('predictions')}-value", prediction_schema)
     summary_id = registry.register(f"{settings.topic('batch_summaries')}-value", summary_schema)
@@ -285,7 +265,11 @@ async def _until_fault(role: Role, work: Awaitable[None]) -> None:
 
 
 def make_station(
-    settings: Settings, bundle: bundles.Bundle, metrics: observe.Metrics, decode: Callable[[bytes], dict[str, Any]]
+    settings: Settings,
+    bundle: bundles.Bundle,
+    cluster_id: str,
+    metrics: observe.Metrics,
+    decode: Callable[[bytes], dict[str, Any]],
 ) -> Any:
     """The drift monitor of the bundle's model, its state loaded."""
     monitor = drift.DriftMonitor(
@@ -298,26 +282,25 @@ def make_station(
         ),
         now_ms=lambda: int(time.time() * 1000),
     )
-    topic = settings.topic("batch_summaries")
     path = settings.path(settings.drift.state_dir) / "monitor.state"
     # Offsets mean something on one cluster and topic only.
-    source = f"{settings.kafka.bootstrap_servers}/{topic}"
+    source = f"{cluster_id}/{settings.topic('batch_summaries')}"
     return drift.MonitorStation(monitor, path, decode, source=source, observer=metrics)
 
 
 async def build_monitor(role: Role) -> None:
     """Wire the drift monitor: summaries in, one trigger a drift out, state saved before it is published."""
     settings, metrics = role.settings, role.metrics
-    schema = event_schema(settings)
+    schema = codec.event_schema(settings)
     bundle = await asyncio.to_thread(checked_bundle, settings, schema)
-    await prepare_topics(settings)
-    registry = open_registry(settings)
+    cluster_id = await prepare_topics(settings)
+    registry = codec.registry_of(settings)
     rows = codec.RowCodec(registry)
     trigger_schema = codec.load_schema("retraining-trigger")
     trigger_topic = settings.topic("retraining_triggers")
     trigger_id = registry.register(f"{trigger_topic}-value", trigger_schema)
     app = _make_app(role)
-    station = make_station(settings, bundle, metrics, rows.decode)
+    station = make_station(settings, bundle, cluster_id, metrics, rows.decode)
 
     async def publish(trigger: Any) -> None:
         value = rows.encode(trigger_id, trigger_schema, drift.trigger_to_dict(trigger))

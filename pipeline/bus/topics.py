@@ -51,6 +51,14 @@ def partition_counts(admin: AdminClient) -> dict[str, int]:
     return {name: len(topic.partitions) for name, topic in found.items() if topic.error is None}
 
 
+def cluster_id(admin: AdminClient) -> str:
+    """Identifies the cluster: offsets of another one mean nothing here."""
+    try:
+        return str(admin.list_topics(timeout=REQUEST_TIMEOUT_S).cluster_id)
+    except KafkaException as error:
+        raise UnreachableError(f"kafka: the cluster does not say its id: {error.args[0].str()}") from error
+
+
 def create(admin: AdminClient, wanted: Iterable[TopicSpec]) -> list[str]:
     """Create what is missing; names of the topics created. An existing topic is left as it is.
 

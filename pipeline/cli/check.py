@@ -12,7 +12,8 @@ from rich.text import Text
 
 from pipeline.bus import topics
 from pipeline.cli.context import print_error, settings_of, stdout, table
-from pipeline.cli.wiring import connect, event_schema, open_registry
+from pipeline.cli.wiring import connect
+from pipeline.codec import event_schema, registry_of
 from pipeline.errors import PipelineError
 from pipeline.models import bundle as bundles
 from pipeline.settings import DEFAULT_FILE, ENVIRONMENT_PREFIX, Settings
@@ -140,7 +141,7 @@ def _bundle(settings: Settings, schema: str | None) -> tuple[list[str], str]:
 
 def _registry(settings: Settings) -> tuple[list[str], str]:
     subject = f"{settings.topic('events')}-value"
-    latest = open_registry(settings).latest(subject)
+    latest = registry_of(settings).latest(subject)
     return [], f"{subject}: id {latest[0]}" if latest else f"{subject}: registered at the first replay"
 
 

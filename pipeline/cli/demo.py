@@ -26,8 +26,8 @@ from pipeline.cli.inference import Columns, infer
 from pipeline.cli.init import make_project, measured
 from pipeline.cli.processes import ProcessGroup, roles
 from pipeline.cli.replay import Rate, chunk_rows, send
-from pipeline.cli.wiring import connect, ensure_topics, event_schema, open_registry
-from pipeline.codec import RowCodec
+from pipeline.cli.wiring import connect, ensure_topics
+from pipeline.codec import RowCodec, event_schema, registry_of
 from pipeline.errors import PipelineError
 from pipeline.models import bundle as bundles
 from pipeline.settings import Settings, load
@@ -133,7 +133,7 @@ class Run:
     def __post_init__(self) -> None:
         self.options, self.admin = connect(self.settings)
         ensure_topics(self.settings, self.admin)
-        self.registry = open_registry(self.settings)
+        self.registry = registry_of(self.settings)
         baseline = bundles.read(self.settings.path(self.settings.model.bundle)).baseline
         self._baseline = {s.name: (s.mean, s.variance**0.5) for s in baseline.signals}
 

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline.bus.producer import BatchProducer
 from pipeline.cli.context import say, settings_of, stderr
 from pipeline.cli.events import EventEncoder
-from pipeline.cli.wiring import connect, ensure_topics, event_schema, open_registry
+from pipeline.cli.wiring import connect, ensure_topics
+from pipeline.codec import event_schema, registry_of
 from pipeline.errors import DataError, DrainTimeoutError
 from pipeline.retraining import tables
 
@@ -102,7 +103,7 @@ def replay(
 
     options, admin = connect(settings, wait_s)
     ensure_topics(settings, admin)
-    schema_id = open_registry(settings).register(f"{topic}-value", schema)
+    schema_id = registry_of(settings).register(f"{topic}-value", schema)
     encoder = EventEncoder(schema, schema_id, events.id_field, events.key_field, events.time_field)
     producer = BatchProducer(options.for_producer())
     with _stop_signals() as stop, _progress(None if loop else table.num_rows) as on_sent:

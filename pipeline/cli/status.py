@@ -23,7 +23,7 @@ from pipeline.bus.clients import ClientOptions
 from pipeline.cli import render
 from pipeline.cli.context import local_time, settings_of, stdout, table
 from pipeline.cli.reading import Span, read
-from pipeline.cli.wiring import connect, open_registry
+from pipeline.cli.wiring import connect
 from pipeline.errors import SchemaError
 from pipeline.settings import Settings
 
@@ -53,7 +53,7 @@ def status(
     """
     settings = settings_of(ctx)
     options, admin = connect(settings)
-    rows = codec.RowCodec(open_registry(settings))
+    rows = codec.RowCodec(codec.registry_of(settings))
     looks = (gather(settings, options, admin, rows) for _ in itertools.count())
     if as_json or not watch:
         for found in looks:

@@ -15,7 +15,7 @@ from pipeline.bus import topics
 from pipeline.cli import render
 from pipeline.cli.context import say, settings_of
 from pipeline.cli.reading import Span, read
-from pipeline.cli.wiring import connect, open_registry
+from pipeline.cli.wiring import connect
 from pipeline.errors import ContractError, SchemaError
 
 
@@ -73,7 +73,7 @@ def tail(
     settings = settings_of(ctx)
     role, describe = ROLES[stream]
     topic = settings.topic(role)
-    decode = render.dead_letter if stream is Stream.DEAD_LETTERS else _avro(codec.RowCodec(open_registry(settings)))
+    decode = render.dead_letter if stream is Stream.DEAD_LETTERS else _avro(codec.RowCodec(codec.registry_of(settings)))
     options, admin = connect(settings)
     bounded = until_end or (maximum is not None and (from_beginning or offset is not None))
     spans = _spans(admin, topic, partition, 0 if from_beginning else offset, bounded)

@@ -1,15 +1,13 @@
-"""Settings to clients, for commands that only need Kafka and schemas: `topology` would import torch and faust."""
+"""Settings to clients, for commands that only need Kafka."""
 
 from dataclasses import replace
 
 from confluent_kafka.admin import AdminClient
 
-from pipeline import codec
 from pipeline.bus import topics
 from pipeline.bus.clients import ClientOptions, make_admin, wait_for_broker
 from pipeline.cli.context import BROKER_WAIT_S
-from pipeline.contracts import Registry
-from pipeline.errors import ContractError, SchemaError
+from pipeline.errors import ContractError
 from pipeline.settings import Settings
 
 
@@ -32,26 +30,3 @@ def ensure_topics(settings: Settings, admin: AdminClient) -> list[str]:
     if problems := topics.problems(settings, topics.partition_counts(admin)):
         raise ContractError("\n".join(problems))
     return created
-
-
-def open_registry(settings: Settings) -> Registry:
-    """The Schema Registry or the file registry of these settings."""
-    auth = settings.registry.basic_auth
-    registry: Registry = codec.open_registry(
-        settings.registry.url, settings.path(settings.registry.dir), auth.get_secret_value() if auth else None
-    )
-    return registry
-
-
-def event_schema(settings: Settings) -> str:
-    """Avro JSON of the event. Raises ContractError for an unreadable file, SchemaError for a bad schema."""
-    path = settings.path(settings.events.schema_file)
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ContractError(f"events.schema_file: {path}: cannot be read: {error}") from None
-    try:
-        codec.parse(text)
-    except SchemaError as error:
-        raise SchemaError(f"events.schema_file: {path}: {error}") from None
-    return text

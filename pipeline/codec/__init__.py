@@ -12,8 +12,10 @@ encoder.py        columns -> Kafka values: the hot path
 rows.py           single records as dicts
 registry.py       schemas by id in files
 http_registry.py  schemas by id in a Schema Registry
+configured.py     what the settings say of registry and event schema
 """
 
+from pipeline.codec.configured import event_schema, registry_of
 from pipeline.codec.decoder import ColumnarDecoder
 from pipeline.codec.encoder import ColumnarEncoder
 from pipeline.codec.registry import FileRegistry, open_registry
@@ -27,9 +29,11 @@ __all__ = [
     "RowCodec",
     "arrow_schema",
     "canonical_form",
+    "event_schema",
     "fingerprint",
     "incompatibilities",
     "load_schema",
     "open_registry",
     "parse",
+    "registry_of",
 ]
