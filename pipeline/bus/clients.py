@@ -209,6 +209,7 @@ def wait_for_broker(options: ClientOptions, timeout_s: float) -> None:
             client.list_topics(timeout=min(left, 2.0))
         except KafkaException as error:
             reason = error.args[0].str()
+            client.poll(0)  # serves error_cb
             if errors.refused is not None:
                 raise SettingsError(f"kafka.options: the broker refuses this client: {errors.refused.str()}") from None
         else:
