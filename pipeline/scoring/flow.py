@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 #: Longest wait between two tries while a registry is away.
 BACKOFF_MAX_S = 5.0
+#: How long a delivery in the stream's queue may take to come out of it: some turns of the event loop.
+ARRIVAL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,21 +134,25 @@ class Flow:
         Raises ScoringError when the model failed on a batch for good (the batch is not acknowledged),
         DeliveryError when the sink refused an output.
         """
-        waiting: list[Delivery] = []
-        count = 0
-        async for delivery in deliveries:
-            waiting.append(delivery)
-            count += len(delivery.value)
-            if count < self._settings.step_max:
-                if self._settings.linger_ms and not more_waiting():
-                    await asyncio.sleep(self._settings.linger_ms / 1000)
-                if more_waiting():
-                    continue
-            async with self._between_steps:
-                await self._step_with_retries([d.value for d in waiting])
-                for done in waiting:
-                    done.ack()
-            waiting, count = [], 0
+        source = aiter(deliveries)
+        coming = asyncio.ensure_future(anext(source, None))
+        try:
+            while (delivery := await coming) is not None:
+                waiting, count = [delivery], len(delivery.value)
+                coming = asyncio.ensure_future(anext(source, None))
+                linger_until = time.monotonic() + self._settings.linger_ms / 1000
+                while count < self._settings.step_max and await _comes(coming, more_waiting, linger_until):
+                    if (delivery := coming.result()) is None:
+                        break
+                    waiting.append(delivery)
+                    count += len(delivery.value)
+                    coming = asyncio.ensure_future(anext(source, None))
+                async with self._between_steps:
+                    await self._step_with_retries([d.value for d in waiting])
+                    for done in waiting:
+                        done.ack()
+        finally:
+            coming.cancel()
 
     @asynccontextmanager
     async def between_steps(self) -> AsyncIterator[None]:
@@ -300,6 +306,20 @@ class Flow:
         event_times = scored.checked.event_times_ms
         if (event_times >= 0).any():
             observer.latencies("event", (now_ms - event_times[event_times >= 0]) / 1000)
+
+
+async def _comes(coming: "asyncio.Future[Any]", more_waiting: Callable[[], bool], linger_until: float) -> bool:
+    """Whether the next delivery is here by the end of the linger, or at once where one seems to wait.
+
+    Seems: a rebalance may empty the queue after this has looked. What the flow holds must not wait for the
+    next delivery then, for the rebalance waits for it.
+    """
+    left_s = linger_until - time.monotonic()
+    if more_waiting():
+        left_s = max(left_s, ARRIVAL_S)
+    if left_s > 0 and not coming.done():
+        await asyncio.wait({coming}, timeout=left_s)
+    return coming.done()
 
 
 def queue_waits(stream: Any) -> Callable[[], bool]:

@@ -1,0 +1,44 @@
+"""Test doubles for pipelines, shipped and tested: for our tests, and for those of a user's own model or codec.
+
+    sources    batches by script, with EOF, ABORT, PAUSE and VANISH between them
+    sinks      remembers what it got; refuses, fills up, closes on command
+    models     scores without weights; raises, hangs, returns NaN on chosen rows
+    observers  adds up what the hot path reports
+    clock      time that stands still
+    breakage   ten ways to break an event
+
+They need neither Kafka nor torch.
+"""
+
+from pipeline.testing.clock import ManualClock
+from pipeline.testing.models import ScriptedModel
+from pipeline.testing.observers import RecordingObserver
+from pipeline.testing.sinks import RecordingSink, Sent
+from pipeline.testing.sources import (
+    ABORT,
+    EOF,
+    PAUSE,
+    VANISH,
+    AbortedError,
+    Cue,
+    ScriptedDelivery,
+    ScriptedSource,
+    record_batch,
+)
+
+__all__ = [
+    "ABORT",
+    "EOF",
+    "PAUSE",
+    "VANISH",
+    "AbortedError",
+    "Cue",
+    "ManualClock",
+    "RecordingObserver",
+    "RecordingSink",
+    "ScriptedDelivery",
+    "ScriptedModel",
+    "ScriptedSource",
+    "Sent",
+    "record_batch",
+]
