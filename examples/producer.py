@@ -98,7 +98,7 @@ def registered_id(registry: str, subject: str, schema: str) -> int:
     try:
         versions = json.loads((folder / "subjects" / f"{subject}.json").read_text("utf-8"))["ids"]
     except FileNotFoundError:
-        sys.exit(f"{folder}: nothing registered for {subject} yet; `pipeline replay FILE --to 1` does that")
+        sys.exit(f"{folder}: nothing registered for {subject} yet; a worker's first start does that")
     for schema_id in reversed(versions):
         if json.loads((folder / "ids" / f"{schema_id}.avsc").read_text("utf-8")) == json.loads(schema):
             return schema_id

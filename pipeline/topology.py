@@ -197,6 +197,9 @@ async def build_worker(role: Role) -> None:
     await prepare_topics(settings)
 
     registry = codec.registry_of(settings)
+    events_subject = f"{settings.topic('events')}-value"
+    if registry.latest(events_subject) is None:  # so that a producer of any kind finds it there
+        registry.register(events_subject, schema)
     prediction_schema, summary_schema = codec.load_schema("prediction"), codec.load_schema("batch-summary")
     prediction_id = registry.register(f"{settings.topic('predictions')}-value", prediction_schema)
     summary_id = registry.register(f"{settings.topic('batch_summaries')}-value", summary_schema)

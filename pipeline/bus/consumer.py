@@ -1,6 +1,7 @@
 """Faust's consumer on librdkafka: one Faust message is one record batch of one topic-partition."""
 
 import asyncio
+import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -42,6 +43,8 @@ class Consumer(Positions):
     Commit: see `commit`, whose steps are numbered. A batch is committed only once its message was
     acknowledged by the stream that got it *and* the producer's outputs are on the broker.
     """
+
+    logger = logging.getLogger("faust.rdkafka")  # mode logs each step of each service under its class's module
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

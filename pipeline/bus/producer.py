@@ -1,6 +1,7 @@
 """Faust's producer on librdkafka, and the batch calls of the hot path."""
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Awaitable, Sequence
@@ -131,6 +132,8 @@ class Producer(base.Producer):
     By either door, a record that the broker refuses for good makes every later commit fail: its input must
     not be acknowledged.
     """
+
+    logger = logging.getLogger("faust.rdkafka")  # mode logs each step of each service under its class's module
 
     allow_headers = True
 

@@ -142,7 +142,7 @@ def _bundle(settings: Settings, schema: str | None) -> tuple[list[str], str]:
 def _registry(settings: Settings) -> tuple[list[str], str]:
     subject = f"{settings.topic('events')}-value"
     latest = registry_of(settings).latest(subject)
-    return [], f"{subject}: id {latest[0]}" if latest else f"{subject}: registered at the first replay"
+    return [], f"{subject}: id {latest[0]}" if latest else f"{subject}: registered by the first worker or replay"
 
 
 def _topics(settings: Settings, admin: Any) -> tuple[list[str], str]:
