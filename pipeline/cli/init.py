@@ -21,7 +21,7 @@ from pipeline.retraining import tables
 from pipeline.settings import DEFAULT_FILE
 
 #: Folders and files a pipeline makes while it runs: no part of the project's history.
-IGNORED = ("registry/", "state/", ".cache/")
+IGNORED = ("registry/", "state/", ".pipeline/")
 
 
 def init(

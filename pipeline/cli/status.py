@@ -194,4 +194,4 @@ def _lag(found: Status) -> str:
 
 
 def _trigger(trigger: dict[str, Any] | None) -> str:
-    return f"{local_time(trigger['produced_at'])}  {render.describe_trigger(trigger)}" if trigger else "none"
+    return f"{local_time(trigger['produced_at_ms'])}  {render.describe_trigger(trigger)}" if trigger else "none"
