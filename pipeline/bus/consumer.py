@@ -347,9 +347,13 @@ class Consumer(Positions):
             self._drain_failed("outputs not acknowledged by the broker")
 
     def _drain_failed(self, what: str) -> None:
-        if self._stopping and not self._abandoned:
-            consequence = "they stay uncommitted and will be done again"
+        consequence = "it stays uncommitted and will be done again"
+        if self._abandoned:
+            return
+        if self._stopping:
             self._hooks.on_fault(DrainTimeoutError(f"shutdown deadline passed: {what}; {consequence}"))
+        else:
+            log.warning("rebalance goes on with work in flight", what=what, consequence=consequence)
 
     async def _wait_for_ack(self, timeout: float) -> None:  # noqa: ASYNC109 (Faust's signature)
         self._waiting_for_ack = asyncio.get_running_loop().create_future()

@@ -224,9 +224,10 @@ class Poller(threading.Thread):
         return batches
 
     def _consumer_error(self, error: KafkaError) -> None:
-        if error.fatal():
-            if error.code() == KafkaError.FENCED_INSTANCE_ID:
-                raise FencedError(f"consumer: {error.str()}: another member has this group.instance.id")
+        if error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001
+            # librdkafka reports the kind of a fatal consumer error in its text alone.
+            if error.code() == KafkaError.FENCED_INSTANCE_ID or "fenced" in error.str():
+                raise FencedError("consumer: another member has joined with this group.instance.id; stopping at once")
             raise KafkaException(error)
         if error.code() in _HOPELESS:
             raise SettingsError(f"kafka.consumer_options: the broker refuses this consumer: {error.str()}")
@@ -262,7 +263,7 @@ class Poller(threading.Thread):
         started = time.monotonic()
         while not handled.done():
             if time.monotonic() - started >= self.drain_deadline_s + HANDLER_GRACE_S:
-                log.warning("rebalance goes on with work in flight; it will be done again elsewhere", kind=kind)
+                log.warning("rebalance goes on without the event loop, which is busy", kind=kind)
                 return
             try:
                 request, future = self._requests.get(timeout=0.01)

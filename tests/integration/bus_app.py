@@ -9,6 +9,8 @@ JSON line for each thing a test may wait for: ready, batch, committed, fault, st
     hang    send the batch, never acknowledge
     raise   raise on the first batch
     plain   `async for batch in stream`: Faust's own acknowledgement
+
+With `hold_batches` only so many batches are held.
 """
 
 import asyncio
@@ -67,9 +69,11 @@ async def work(app: Any, spec: dict[str, Any], batch: Any) -> None:
     how, hold_s, target = spec.get("how", "copy"), spec.get("hold_s", 0.0), spec.get("target")
     if how == "raise":
         raise PipelineError("the agent raised")
-    if how == "slow":
+    spec["hold_batches"] = spec.get("hold_batches", 1_000_000) - 1
+    held = spec["hold_batches"] >= 0
+    if how == "slow" and held:
         await asyncio.sleep(hold_s)
-    if how == "block":
+    if how == "block" and held:
         time.sleep(hold_s)  # noqa: ASYNC251 (what a careless agent does)
     if target:
         loop = asyncio.get_running_loop()
