@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from confluent_kafka import KafkaException
 
 from benchmarks import clients, job, ours, verify
 from pipeline import codec
@@ -152,9 +153,11 @@ class Pipeline:
         return sum(clients.end_offsets(self.admin, topic, clients.partition_count(self.admin, topic)))
 
     def predicted(self) -> int:
-        """Predictions so far; 0 before the topic exists."""
-        exists = clients.partition_count(self.admin, self.job.output_topic)
-        return self.count(self.job.output_topic) if exists else 0
+        """Predictions so far; 0 before the topic exists and has leaders."""
+        try:
+            return self.count(self.job.output_topic)
+        except KafkaException:
+            return 0
 
     def committed(self) -> int:
         """Input records committed by the workers' group."""
