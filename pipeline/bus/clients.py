@@ -183,9 +183,17 @@ def make_producer(options: Mapping[str, Any], errors: ErrorLog) -> Producer:
     return _make(Producer, options, errors)
 
 
-def make_admin(options: ClientOptions, errors: ErrorLog | None = None) -> AdminClient:
+class Admin(AdminClient):  # type: ignore[misc, unused-ignore]
+    """An admin client that remembers whose it is, for what only a consumer can ask (topics.committed)."""
+
+    client_options: ClientOptions
+
+
+def make_admin(options: ClientOptions, errors: ErrorLog | None = None) -> Admin:
     """An admin client. Raises SettingsError for an option librdkafka does not know or accept."""
-    return _make(AdminClient, options.base(), errors or ErrorLog("admin"))
+    admin: Admin = _make(Admin, options.base(), errors or ErrorLog("admin"))
+    admin.client_options = options
+    return admin
 
 
 def _make(kind: Any, options: Mapping[str, Any], errors: ErrorLog) -> Any:

@@ -1,13 +1,15 @@
 """Topics: what the pipeline needs, what is there, creating what is missing; offsets and lag of a group."""
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as _TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
+from pipeline.bus.clients import Admin, ErrorLog, make_consumer
 from pipeline.errors import ContractError, UnreachableError
 from pipeline.records import TopicPartition
 from pipeline.settings import Settings
@@ -15,6 +17,14 @@ from pipeline.settings import Settings
 #: Topics whose order matters as a whole have one partition: one monitor reads them in one order.
 SINGLE_PARTITION_ROLES = frozenset({"batch_summaries", "retraining_triggers"})
 REQUEST_TIMEOUT_S = 15.0
+#: For a moment, when a group is new or its broker has gone: ask again.
+_COORDINATOR_MOVES = frozenset(
+    {
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    }
+)
 #: A dead letter is its record (Kafka's default limit: 1 MiB) and our headers (under 4 KiB): twice that is room.
 DEAD_LETTER_BYTES_MAX = 2_097_152
 
@@ -129,21 +139,37 @@ def _offsets(admin: AdminClient, tps: list[_TopicPartition], spec: Any) -> dict[
         raise UnreachableError(f"kafka: offsets cannot be listed: {error.args[0].str()}") from error
 
 
-def committed(admin: AdminClient, group: str) -> dict[TopicPartition, int]:
-    """Committed offsets of a consumer group; empty for an unknown group."""
-    future = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=REQUEST_TIMEOUT_S)
+def committed(admin: Admin, group: str, topic: str | None = None) -> dict[TopicPartition, int]:
+    """Committed offsets of a consumer group, of one topic or of all; empty for an unknown group.
+
+    Asked by a consumer that joins nothing: AdminClient.list_consumer_group_offsets ends the *process* with a
+    segmentation fault when the group's coordinator is loading or has moved (librdkafka issue 5040).
+    Raises UnreachableError.
+    """
+    counts = partition_counts(admin)
+    names = counts if topic is None else [topic]
+    asked = [_TopicPartition(name, p) for name in names for p in range(counts.get(name, 0))]
+    if not asked:
+        return {}
+    consumer = make_consumer(admin.client_options.for_consumer(group), ErrorLog("offsets"))
+    deadline = time.monotonic() + REQUEST_TIMEOUT_S
     try:
-        answer = future[group].result()
-    except KafkaException as error:
-        if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-            return {}
-        raise UnreachableError(f"group {group}: offsets cannot be listed: {error.args[0].str()}") from error
-    return {TopicPartition(tp.topic, tp.partition): tp.offset for tp in answer.topic_partitions if tp.offset >= 0}
+        while True:
+            try:
+                answer = consumer.committed(asked, timeout=max(deadline - time.monotonic(), 0.1))
+                break
+            except KafkaException as error:
+                if error.args[0].code() not in _COORDINATOR_MOVES or time.monotonic() >= deadline:
+                    raise UnreachableError(f"group {group}: offsets cannot be listed: {error.args[0].str()}") from error
+                time.sleep(0.1)
+    finally:
+        consumer.close()
+    return {TopicPartition(tp.topic, tp.partition): tp.offset for tp in answer if tp.error is None and tp.offset >= 0}
 
 
-def lag(admin: AdminClient, group: str, topic: str) -> dict[TopicPartition, int]:
+def lag(admin: Admin, group: str, topic: str) -> dict[TopicPartition, int]:
     """Records of each partition that `group` has not committed yet."""
-    done = committed(admin, group)
+    done = committed(admin, group, topic)
     return {
         tp: end - min(max(done.get(tp, first), first), end) for tp, (first, end) in watermarks(admin, topic).items()
     }

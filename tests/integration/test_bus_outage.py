@@ -48,3 +48,11 @@ def test_shutdown_without_a_broker_keeps_the_deadline(broker: EmbeddedKafka) -> 
         assert worker.end() == 8
         assert "not acknowledged" in worker.of("fault")[0]["message"]
         assert worker.of("stopped")[0]["took_s"] < 3 + 4
+
+
+def test_offsets_can_be_asked_while_the_coordinator_loads(broker: EmbeddedKafka) -> None:
+    """A new broker has no coordinator yet: the answer is waited for. (librdkafka's own call ends the process.)"""
+    servers = broker.bootstrap_servers
+    create(servers, "source", 1)
+    produce(servers, "source", 10)
+    assert [lag(servers, "nobody", "source") for _ in range(3)] == [10, 10, 10]
