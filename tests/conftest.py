@@ -1,10 +1,12 @@
 """A real Kafka for every test that needs one, and names that no other test uses."""
 
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
+import structlog
 
 BOOTSTRAP_VARIABLE = "PIPELINE_TEST_BOOTSTRAP_SERVERS"
 
@@ -19,6 +21,21 @@ def kafka() -> Iterator[str]:
 
     with EmbeddedKafka(port=0, ephemeral=True) as broker:
         yield broker.bootstrap_servers
+
+
+@pytest.fixture(autouse=True)
+def own_logs() -> Iterator[None]:
+    """Whatever a test (a command run in this process, above all) makes of the logs ends with it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    disabled = {name for name, found in logging.Logger.manager.loggerDict.items() if getattr(found, "disabled", False)}
+    yield
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+    root.handlers[:], root.level = handlers, level
+    for name, found in logging.Logger.manager.loggerDict.items():
+        if isinstance(found, logging.Logger):
+            found.disabled = name in disabled
 
 
 @pytest.fixture

@@ -141,11 +141,15 @@ def redact(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ErrorLog:
-    """librdkafka's error callback: logs a broker's absence once, its return once, everything else as it comes."""
+    """librdkafka's error callback: logs a broker's absence once, its return once, everything else as it comes.
 
-    def __init__(self, client: str, on_error: Callable[[str], None] | None = None) -> None:
+    quiet: log nothing; for a caller that raises what it learns.
+    """
+
+    def __init__(self, client: str, on_error: Callable[[str], None] | None = None, *, quiet: bool = False) -> None:
         self.client = client
         self.on_error = on_error
+        self.quiet = quiet
         self.fatal: KafkaError | None = None
         #: Why the broker turned this client away: wrong credentials or certificates. No waiting mends it.
         self.refused: KafkaError | None = None
@@ -159,6 +163,8 @@ class ErrorLog:
             self.fatal = error
         if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):  # noqa: SLF001
             self.refused = error
+        if self.quiet:
+            return
         if error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE):  # noqa: SLF001
             if self._away_since is None:
                 self._away_since = time.monotonic()
@@ -208,7 +214,7 @@ def wait_for_broker(options: ClientOptions, timeout_s: float) -> None:
 
     Raises SettingsError when it refuses the credentials, UnreachableError after `timeout_s`.
     """
-    errors = ErrorLog("admin")
+    errors = ErrorLog("admin", quiet=True)
     client = make_admin(options, errors)
     deadline = time.monotonic() + timeout_s
     reason = "no answer"

@@ -151,7 +151,7 @@ def committed(admin: Admin, group: str, topic: str | None = None) -> dict[TopicP
     asked = [_TopicPartition(name, p) for name in names for p in range(counts.get(name, 0))]
     if not asked:
         return {}
-    consumer = make_consumer(admin.client_options.for_consumer(group), ErrorLog("offsets"))
+    consumer = make_consumer(admin.client_options.for_consumer(group), ErrorLog("offsets", quiet=True))
     deadline = time.monotonic() + REQUEST_TIMEOUT_S
     try:
         while True:

@@ -1,12 +1,12 @@
 """Options, errors and secrets of librdkafka clients."""
 
-import logging
 from typing import Any
 
 import pytest
 import structlog
 from confluent_kafka import KafkaError
 
+from pipeline.bus import clients
 from pipeline.bus.clients import (
     ClientOptions,
     ErrorLog,
@@ -118,36 +118,43 @@ def test_no_secret_is_shown() -> None:
     assert redact({"client.id": "me"}) == {"client.id": "me"}
 
 
-def test_absence_is_logged_once_and_return_once() -> None:
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What clients.py logs, whatever logging other tests have set up."""
+    capture = structlog.testing.LogCapture()
+    logger = structlog.wrap_logger(None, processors=[capture], wrapper_class=structlog.BoundLogger)
+    monkeypatch.setattr(clients, "log", logger)
+    return capture.entries
+
+
+def test_absence_is_logged_once_and_return_once(lines: list[Any]) -> None:
     """Any number of connection errors make one line; so does the broker's return; each error is counted."""
     kinds: list[str] = []
     errors = ErrorLog("consumer", kinds.append)
-    with structlog.testing.capture_logs() as lines:
-        for _ in range(5):
-            errors(KafkaError(KafkaError._TRANSPORT))
-            errors(KafkaError(KafkaError._ALL_BROKERS_DOWN))
-        errors.working()
-        errors.working()
+    for _ in range(5):
+        errors(KafkaError(KafkaError._TRANSPORT))
+        errors(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+    errors.working()
+    errors.working()
     assert [line["event"] for line in lines] == ["broker away, waiting for it", "broker back"]
     assert kinds == ["transport", "all_brokers_down"] * 5
 
 
-def test_other_errors_are_logged_as_they_come() -> None:
+def test_other_errors_are_logged_as_they_come(lines: list[Any]) -> None:
     """Refused credentials are remembered, a fatal error too."""
     errors = ErrorLog("producer")
-    with structlog.testing.capture_logs() as lines:
-        errors(KafkaError(KafkaError._AUTHENTICATION))
-        errors(KafkaError(KafkaError._FENCED, "fenced", fatal=True))
+    errors(KafkaError(KafkaError._AUTHENTICATION))
+    errors(KafkaError(KafkaError._FENCED, "fenced", fatal=True))
     assert [line["kind"] for line in lines] == ["authentication", "fenced"]
     assert errors.refused is not None
     assert errors.fatal is not None
 
 
-def test_an_absent_broker_is_unreachable() -> None:
-    """The error names the address, the time waited, and what to do."""
-    logging.getLogger("confluent_kafka").setLevel(logging.ERROR)
+def test_an_absent_broker_is_unreachable(lines: list[Any]) -> None:
+    """The error names the address, the time waited, and what to do; nothing is logged beside it."""
     with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:1 did not answer within 0\.5 s.*pipeline broker"):
         wait_for_broker(ClientOptions(NOWHERE), 0.5)
+    assert lines == []
 
 
 def test_a_present_broker_answers(kafka: str) -> None:
