@@ -164,17 +164,16 @@ class SignalSummariser:
         present = np.broadcast_to(counts.astype(np.float64), sums.shape)
         if missing is not None:
             present = present - np.add.reduceat(missing, starts, axis=1, dtype=np.int64)
-        last_times = np.maximum.reduceat(times, starts)
         if room:
             held.block_counts[-1] += counts[0]
             held.block_last_offsets[-1] = offsets[ends[0] - 1]
-            held.block_last_times[-1] = max(held.block_last_times[-1], last_times[0])
+            held.block_last_times[-1] = times[ends[0] - 1]
             held.block_sums[:, -1] += sums[:, 0]
             held.block_values[:, -1] += present[:, 0]
         skip = 1 if room else 0
         held.block_counts = np.append(held.block_counts, counts[skip:])
         held.block_last_offsets = np.append(held.block_last_offsets, offsets[ends[skip:] - 1])
-        held.block_last_times = np.append(held.block_last_times, last_times[skip:])
+        held.block_last_times = np.append(held.block_last_times, times[ends[skip:] - 1])
         held.block_sums = np.concatenate([held.block_sums, sums[:, skip:]], axis=1)
         held.block_values = np.concatenate([held.block_values, present[:, skip:]], axis=1)
         while len(held.block_counts) > BLOCKS_MAX:
@@ -216,7 +215,7 @@ def _join_neighbours(held: _Partition) -> None:
     lasts = np.minimum(starts + 1, len(held.block_counts) - 1)
     held.block_counts = np.add.reduceat(held.block_counts, starts)
     held.block_last_offsets = held.block_last_offsets[lasts]
-    held.block_last_times = np.maximum.reduceat(held.block_last_times, starts)
+    held.block_last_times = held.block_last_times[lasts]
     held.block_sums = np.add.reduceat(held.block_sums, starts, axis=1)
     held.block_values = np.add.reduceat(held.block_values, starts, axis=1)
 

@@ -73,6 +73,17 @@ def test_blocks_have_a_fixed_number_of_events_and_one_remainder() -> None:
     np.testing.assert_allclose(summary.means[3], [rows[i : i + 8, 3].mean() for i in range(0, 100, 8)])
 
 
+def test_a_block_is_dated_by_its_last_record() -> None:
+    """Not by its latest: one clock of the year 3000 would date every block it is in, and all joined with it."""
+    summariser = SignalSummariser(BASELINE, IDENTITY)
+    times = np.arange(40, dtype=np.int64)
+    times[[2, 17, 35]] = 32_503_680_000_000
+    for part in (slice(0, 13), slice(13, 40)):
+        summariser.add("events", 0, np.arange(40, dtype=np.int64)[part], times[part], _rows(40)[part])
+    (summary,) = summariser.drain()
+    assert summary.block_last_event_times_ms == [7, 15, 23, 31, 39]
+
+
 def test_a_long_range_has_larger_blocks_instead_of_more() -> None:
     """Neighbours are joined past BLOCKS_MAX: sizes stay equal, no event is lost, chunks do not show."""
     rows = _rows(9_001)
