@@ -3,7 +3,7 @@
     bins.py        bounded values: which bin, which level
     baseline.py    signal names, baselines, autocorrelation times
     summaries.py   on the hot path: what a worker adds up per partition
-    merge.py       one stream out of many partitions, each event once
+    merge.py       one stream out of many partitions, by arrival, each event once
     detector.py    one signal: ADWIN proposes, a test with effective sample sizes decides
     history.py     the recent past in the signals' own units
     evidence.py    KL, PSI, severity, advice, trigger

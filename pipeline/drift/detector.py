@@ -16,6 +16,7 @@ import base64
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from river.drift import ADWIN
 
 from pipeline.drift.baseline import cautious_time
 from pipeline.drift.bins import kind_of, levels_of
+from pipeline.drift.merge import DATING_BLOCKS
 from pipeline.records import SignalBaseline
 
 Doubles = npt.NDArray[np.float64]
@@ -198,7 +200,9 @@ class SignalDetector:
         best = int(z.argmax())
         if z[best] <= 0.0:
             return None
-        return Change(float(z[best]), int(self._blocks[best, 2]), int(self._blocks[best, 3]))
+        times_ms = self._blocks[best : best + DATING_BLOCKS, 3].tolist()
+        # As a double the latest time a record can claim is 2^63: one too much for the trigger's long.
+        return Change(float(z[best]), int(self._blocks[best, 2]), min(int(median_low(times_ms)), 2**63 - 1))
 
     def strength_at(self, event: int) -> float:
         """|z| of a change at the remembered block boundary nearest to `event`; 0 without one."""

@@ -1,17 +1,21 @@
-"""The recent past in the signals' own units: sums, histograms and offset ranges, newest kept finest."""
+"""The recent past in the signals' own units: sums, histograms and offset ranges, newest kept finest.
+
+Ordered by arrival, as the monitor counts events. By event time, a stream that is replayed would lie in its own past.
+"""
 
 import base64
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median_low
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.drift.merge import DATING_BLOCKS, Place
 from pipeline.records import BatchSummary, OffsetRange
 
 Doubles = npt.NDArray[np.float64]
-Place = tuple[str, int]
 
 #: Stretches remembered; the newest quarter is never joined, so evidence ends near the change point.
 STRETCHES_MAX = 64
@@ -19,12 +23,12 @@ STRETCHES_MAX = 64
 
 @dataclass(slots=True)
 class Stretch:
-    """What some consecutive summaries said. Arrays: (signals,) and histograms (signals, bins)."""
+    """What the summaries of a round, or of consecutive ones, said. Arrays: (signals,), histograms (signals, bins)."""
 
+    round: int
     first_event: int
     events: int
-    first_time_ms: int
-    last_time_ms: int
+    time_ms: int
     counts: Doubles
     sums: Doubles
     squares: Doubles
@@ -34,9 +38,8 @@ class Stretch:
 
     def join(self, later: "Stretch") -> None:
         """Take in the stretch that follows."""
+        self.round = later.round
         self.events += later.events
-        self.first_time_ms = min(self.first_time_ms, later.first_time_ms)
-        self.last_time_ms = max(self.last_time_ms, later.last_time_ms)
         self.counts += later.counts
         self.sums += later.sums
         self.squares += later.squares
@@ -47,28 +50,38 @@ class Stretch:
 
 
 class History:
-    """Stretches in the order of arrival; events are numbered from 0 in that order."""
+    """Stretches in the order of arrival; events are numbered from 0 in that order.
+
+    A round is one stretch: its partitions cover the same time and arrive one after the other, so a
+    boundary between them would part partitions, not before from after.
+    """
 
     def __init__(self, bins: list[int]) -> None:
         self._bins = bins
         self._width = max(bins, default=1)
         self.stretches: list[Stretch] = []
 
-    def add(self, summary: BatchSummary, first_event: int, first_offset: int, events: int, *, whole: bool) -> None:
-        """Take in a summary of which `events` events from `first_offset` on are new.
+    def add(self, summary: BatchSummary, fresh: int, round_number: int, first_event: int) -> None:
+        """Take in a summary of which the blocks from `fresh` on, at least one, are new.
 
         Sums and histograms cover the whole range, so they count only if all of it is new.
         """
+        events = sum(summary.block_counts[fresh:])
+        first_offset = summary.block_last_offsets[fresh - 1] + 1 if fresh else summary.first_offset
         signals = len(self._bins)
         histograms = np.zeros((signals, self._width))
         counts, sums, squares = np.zeros(signals), np.zeros(signals), np.zeros(signals)
-        if whole:
+        if not fresh:
             counts[:], sums[:], squares[:] = summary.counts, summary.sums, summary.sums_of_squares
             for row, histogram in enumerate(summary.histograms):
                 histograms[row, : len(histogram)] = histogram
         place = {(summary.topic, summary.partition): (first_offset, summary.last_offset, events)}
-        times = (summary.first_event_time_ms, summary.last_event_time_ms)
-        self.stretches.append(Stretch(first_event, events, *times, counts, sums, squares, histograms, place))
+        time_ms = median_low(summary.block_last_event_times_ms[fresh:][:DATING_BLOCKS])
+        stretch = Stretch(round_number, first_event, events, time_ms, counts, sums, squares, histograms, place)
+        if self.stretches and self.stretches[-1].round == round_number:
+            self.stretches[-1].join(stretch)
+        else:
+            self.stretches.append(stretch)
         if len(self.stretches) > STRETCHES_MAX:
             # The two neighbours with the fewest events become one: lengths stay near geometric.
             old = self.stretches[: STRETCHES_MAX * 3 // 4]
@@ -76,26 +89,23 @@ class History:
             smallest = pairs.index(min(pairs))
             self.stretches[smallest].join(self.stretches.pop(smallest + 1))
 
-    def split(self, time_ms: int) -> tuple[list[Stretch], list[Stretch]]:
-        """Stretches before and since an event time; one that holds it goes where its middle lies.
-
-        By time, not by order of arrival: partitions that cover the same time arrive one after the other.
-        """
+    def split(self, event: int) -> tuple[list[Stretch], list[Stretch]]:
+        """Stretches before and since an event; the one that holds it goes where its middle lies."""
         before: list[Stretch] = []
         since: list[Stretch] = []
         for stretch in self.stretches:
-            (since if stretch.first_time_ms + stretch.last_time_ms >= 2 * time_ms else before).append(stretch)
+            (since if 2 * stretch.first_event + stretch.events >= 2 * event else before).append(stretch)
         return before, since
 
-    def forget_before(self, time_ms: int) -> None:
-        """Keep what came since an event time."""
-        self.stretches = self.split(time_ms)[1]
+    def forget_before(self, event: int) -> None:
+        """Keep what came since an event."""
+        self.stretches = self.split(event)[1]
 
     def state_dict(self) -> list[dict[str, Any]]:
         """JSON-able and exact."""
         return [
             {
-                "scalars": [s.first_event, s.events, s.first_time_ms, s.last_time_ms],
+                "scalars": [s.round, s.first_event, s.events, s.time_ms],
                 "arrays": base64.b64encode(
                     np.concatenate([s.counts, s.sums, s.squares, s.histograms.ravel()]).astype("<f8").tobytes()
                 ).decode("ascii"),
@@ -113,10 +123,9 @@ class History:
             counts, sums, squares = flat[: 3 * signals].reshape(3, signals)
             histograms = flat[3 * signals :].reshape(signals, self._width)
             places = {(topic, partition): (first, last, n) for topic, partition, first, last, n in row["places"]}
-            first_event, events, first_time, last_time = row["scalars"]
-            self.stretches.append(
-                Stretch(first_event, events, first_time, last_time, counts, sums, squares, histograms, places)
-            )
+            number, first_event, events, time_ms = row["scalars"]
+            arrays = (counts, sums, squares, histograms)
+            self.stretches.append(Stretch(number, first_event, events, time_ms, *arrays, places))
 
 
 def offset_ranges(stretches: list[Stretch]) -> dict[Place, tuple[int, int, int]]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from pipeline.drift.evidence import (
     trigger_to_dict,
 )
 from pipeline.drift.history import History, Stretch, evidence_ranges, training_ranges
-from pipeline.drift.merge import TimeMerger
+from pipeline.drift.merge import DATING_BLOCKS, RoundMerger
 from pipeline.records import Baseline, BatchSummary, RetrainingTrigger, SignalBaseline, SignalEvidence
 
 #: A signal that did not alarm by itself is named when it changed at the same point by so much: one in
@@ -82,7 +83,7 @@ class DriftMonitor:
         self._settings = settings or MonitorSettings()
         self._now_ms = now_ms
         self._names = [s.name for s in baseline.signals]
-        self._merger = TimeMerger()
+        self._merger = RoundMerger()
         self._history = History([len(s.histogram) for s in baseline.signals])
         self._detectors = detectors(baseline.signals, baseline.block_events, self._settings.delta)
         self._needed = np.array([max(BASELINE_EVENTS, BASELINE_EFFECTIVE * cautious_time(s)) for s in baseline.signals])
@@ -126,19 +127,20 @@ class DriftMonitor:
         if self.refusal(summary) is not None:
             return None
         fresh = self._merger.fresh_from(summary)
+        due = self._merger.take(summary, fresh)
         events = sum(summary.block_counts[fresh:])
-        if events:
-            first_offset = summary.block_last_offsets[fresh - 1] + 1 if fresh else summary.first_offset
-            self._history.add(summary, self.events_seen, first_offset, events, whole=fresh == 0)
-            self.events_seen += events
-            self._last_event_time_ms = max(self._last_event_time_ms, summary.last_event_time_ms)
-        for block in self._merger.take(summary, fresh):
+        if not events:
+            return None
+        self._history.add(summary, fresh, self._merger.round_of(summary), self.events_seen)
+        self.events_seen += events
+        self._last_event_time_ms = median_low(summary.block_last_event_times_ms[-DATING_BLOCKS:])
+        for block in due:
             for detector, share, mean in zip(self._detectors, block.shares, block.means, strict=True):
                 if detector is not None and mean == mean:  # noqa: PLR0124 (not NaN; isnan takes three times as long)
                     values = block.events * share
                     detector.add(values, values * mean, self._events_merged, block.time_ms)
             self._events_merged += block.events
-        return self._decide(events) if events else None
+        return self._decide(events)
 
     def latest_means(self) -> dict[str, float]:
         """Latest mean of each signal, bounded, for display; signals without a block are left out."""
@@ -154,7 +156,7 @@ class DriftMonitor:
         if not alarms:
             return None
         lead = max(alarms, key=lambda a: (a.detector == "adwin", a.excess, -a.signal))
-        evidence_events = sum(s.events for s in self._history.split(lead.start_time_ms)[1])
+        evidence_events = sum(s.events for s in self._history.split(lead.start_event)[1])
         if self.events_seen < self._quiet_until or evidence_events < EVIDENCE_EVENTS_MIN:
             for alarm in alarms:  # still there when it may be told: keep the proposal open
                 detector = self._detectors[alarm.signal]
@@ -198,7 +200,7 @@ class DriftMonitor:
             older = self._excess_psi(baseline, histograms[whole, index] - histograms[half, index])
             if older >= PSI_MAJOR:
                 start = stretches[len(stretches) - 1 - whole]
-                alarms.append(_Alarm(index, "baseline", psi / PSI_MAJOR, start.first_event, start.first_time_ms))
+                alarms.append(_Alarm(index, "baseline", psi / PSI_MAJOR, start.first_event, start.time_ms))
         return alarms
 
     @staticmethod
@@ -209,7 +211,7 @@ class DriftMonitor:
         return divergences(histogram, baseline)[1] - noise
 
     def _trigger(self, lead: _Alarm, alarms: list[_Alarm]) -> RetrainingTrigger:
-        earlier, after = self._history.split(lead.start_time_ms)
+        earlier, after = self._history.split(lead.start_event)
         before = earlier if lead.detector == "adwin" else []
         fired = {a.signal: a.detector for a in sorted(alarms, key=lambda a: a.detector, reverse=True)}
         signals: list[SignalEvidence] = []
@@ -253,7 +255,7 @@ class DriftMonitor:
         for detector in self._detectors:
             if detector is not None:
                 detector.restart(lead.start_event)
-        self._history.forget_before(lead.start_time_ms)
+        self._history.forget_before(lead.start_event)
         self._armed = [False] * len(self._armed)
         self._quiet_until = self.events_seen + self._settings.cooldown_events
 

@@ -32,7 +32,7 @@ from pipeline.records import BatchSummary, RecordBatch, RetrainingTrigger
 log = structlog.get_logger(__name__)
 
 #: Layout of the state file; another one is set aside, as are states of another River.
-FORMAT = 1
+FORMAT = 2
 
 Publish = Callable[[RetrainingTrigger], Awaitable[None]]
 

@@ -1,11 +1,11 @@
-"""Partitions merged in event-time order, each event once."""
+"""Partitions merged by rounds of arrival, each event once."""
 
+import dataclasses
 import json
-from itertools import pairwise
 
 import numpy as np
 
-from pipeline.drift.merge import ROUNDS_MAX, TimeMerger
+from pipeline.drift.merge import ROUNDS_MAX, RoundMerger
 from pipeline.records import BatchSummary
 
 
@@ -36,43 +36,74 @@ def summary(partition: int, offsets: range, times: list[int], counts: list[int] 
     )
 
 
-def take(merger: TimeMerger, given: BatchSummary) -> list[int]:
-    """Times of the blocks that come out."""
-    return [b.time_ms for b in merger.take(given, merger.fresh_from(given))]
+def take(merger: RoundMerger, given: BatchSummary) -> list[tuple[int, int]]:
+    """Partition and last offset of the blocks that come out."""
+    return [(b.partition, b.last_offset) for b in merger.take(given, merger.fresh_from(given))]
 
 
-def test_blocks_wait_for_partitions_that_are_behind() -> None:
-    """A block is let go when every partition has come as far."""
-    merger = TimeMerger()
-    assert take(merger, summary(0, range(8), [10])) == [10]
-    assert take(merger, summary(1, range(24), [12, 30, 50])) == []
-    assert take(merger, summary(0, range(8, 24), [20, 40])) == [12, 20, 30, 40]
-    assert take(merger, summary(0, range(24, 32), [60])) == [50]
+def begun(*partitions: int) -> RoundMerger:
+    """A merger at the end of its first round: it knows which partitions there are."""
+    merger = RoundMerger()
+    for first in (0, 8):
+        for partition in partitions:
+            take(merger, summary(partition, range(first, first + 8), [1]))
+    return merger
 
 
-def test_a_silent_partition_is_not_waited_for_long() -> None:
-    """After ROUNDS_MAX rounds without a word its neighbours go on alone, and nothing is lost."""
-    merger = TimeMerger()
-    take(merger, summary(1, range(8), [5]))
-    came = [take(merger, summary(0, range(8 * i, 8 * i + 8), [100 + i])) for i in range(20)]
-    assert came[0] == []
-    assert [t for times in came for t in times] == [100 + i for i in range(20)]
-    assert next(i for i, times in enumerate(came) if times) <= 2 * ROUNDS_MAX
+def test_blocks_of_a_round_are_interleaved_by_position() -> None:
+    """A block is let go when every partition is in; equal positions in the order of partitions."""
+    merger = begun(0, 1)
+    assert take(merger, summary(1, range(16, 48), [1, 2, 3, 4])) == []
+    assert take(merger, summary(0, range(16, 32), [1, 2])) == [(1, 23), (0, 23), (1, 31), (1, 39), (0, 31), (1, 47)]
 
 
-def test_a_partition_with_a_clock_of_long_ago_delays_by_rounds_only() -> None:
-    """Event times near 0 in one partition cannot stop the others: a block waits ROUNDS_MAX rounds at most."""
-    merger = TimeMerger()
-    came: list[int] = []
-    for i in range(20):
-        came += take(merger, summary(1, range(8 * i, 8 * i + 8), [1]))
-        came += take(merger, summary(0, range(8 * i, 8 * i + 8), [1_000 + i]))
-    assert sum(t >= 1_000 for t in came) >= 20 - ROUNDS_MAX
+def test_event_times_do_not_order_anything() -> None:
+    """Times that go back, stand still or lie far ahead give the order that good ones give."""
+    good = [summary(p, range(16 * i, 16 * i + 16), [2 * i, 2 * i + 1]) for i in range(6) for p in range(3)]
+    for bad in ([9, 3], [0, 0], [32_503_680_000_000, 5], [-1, -1]):
+        merger, other = RoundMerger(), RoundMerger()
+        for item in good:
+            wrong = dataclasses.replace(item, block_last_event_times_ms=bad)
+            assert take(merger, item) == take(other, wrong)
+
+
+def test_a_partition_committed_less_often_is_spread_over_the_rounds_since() -> None:
+    """Two summaries of one partition cover the time of one of the other: their blocks alternate."""
+    merger = begun(0, 1)
+    assert take(merger, summary(0, range(16, 32), [1, 2])) == []
+    assert take(merger, summary(0, range(32, 48), [3, 4])) == []
+    late = take(merger, summary(1, range(16, 48), [1, 2, 3, 4]))
+    assert late == [(p, offset) for offset in (23, 31, 39, 47) for p in (0, 1)]
+
+
+def test_a_silent_partition_delays_for_some_rounds_only() -> None:
+    """After ROUNDS_MAX rounds without a word it is not waited for, and nothing is lost."""
+    merger = begun(0, 1)
+    came = [take(merger, summary(0, range(8 * i, 8 * i + 8), [1])) for i in range(2, 22)]
+    assert [len(blocks) for blocks in came] == [0] * (ROUNDS_MAX - 1) + [ROUNDS_MAX] + [1] * (20 - ROUNDS_MAX)
+    assert [offset for blocks in came for _, offset in blocks] == [8 * i + 7 for i in range(2, 22)]
+
+
+def test_a_partition_that_begins_later_is_waited_for_from_then_on() -> None:
+    """Its first blocks belong to the round in which they came."""
+    merger = begun(0)
+    assert take(merger, summary(1, range(8), [1])) == [(1, 7)]
+    assert take(merger, summary(0, range(16, 24), [1])) == []
+    assert take(merger, summary(1, range(8, 16), [1])) == [(0, 23), (1, 15)]
+
+
+def test_a_repeated_summary_does_not_end_a_round() -> None:
+    """What comes twice leaves no trace in the order either."""
+    merger = begun(0, 1)
+    item = summary(0, range(16, 24), [1])
+    assert take(merger, item) == []
+    assert take(merger, item) == []
+    assert take(merger, summary(1, range(16, 24), [1])) == [(0, 23), (1, 23)]
 
 
 def test_a_range_that_comes_again_counts_nothing() -> None:
     """The same summary, or a part of it, has no fresh block."""
-    merger = TimeMerger()
+    merger = RoundMerger()
     take(merger, summary(0, range(24), [1, 2, 3]))
     for again in (summary(0, range(24), [1, 2, 3]), summary(0, range(8, 16), [2])):
         assert merger.fresh_from(again) == len(again.block_counts)
@@ -80,7 +111,7 @@ def test_a_range_that_comes_again_counts_nothing() -> None:
 
 def test_of_an_overlapping_range_only_wholly_new_blocks_count() -> None:
     """A block that was counted in part is left out; where a block ended exactly, all after it is new."""
-    merger = TimeMerger()
+    merger = RoundMerger()
     take(merger, summary(0, range(20), [1, 2, 3], [8, 8, 4]))
     straddling = summary(0, range(8, 40), [2, 3, 4, 5])  # 8-15, 16-23, 24-31, 32-39
     assert merger.fresh_from(straddling) == 2
@@ -89,7 +120,7 @@ def test_of_an_overlapping_range_only_wholly_new_blocks_count() -> None:
 
 def test_other_partitions_are_counted_apart() -> None:
     """Offsets of one partition say nothing of another."""
-    merger = TimeMerger()
+    merger = RoundMerger()
     take(merger, summary(0, range(80), [1]))
     assert merger.fresh_from(summary(1, range(8), [1])) == 0
 
@@ -102,20 +133,8 @@ def test_state_continues_exactly() -> None:
         for i in range(30)
         for p in generator.permutation(3).tolist()
     ]
-    one, other = TimeMerger(), TimeMerger()
+    one, other = RoundMerger(), RoundMerger()
     for item in given[:41]:
         take(one, item)
     other.load(json.loads(json.dumps(one.state_dict())))
     assert [take(one, item) for item in given[41:]] == [take(other, item) for item in given[41:]]
-
-
-def test_merged_times_ascend_when_partitions_are_in_order() -> None:
-    """With all partitions alive, what comes out is one stream in time order."""
-    merger = TimeMerger()
-    came: list[int] = []
-    for i in range(50):
-        for partition in range(4):
-            base = 100 * i + partition
-            came += take(merger, summary(partition, range(16 * i, 16 * i + 16), [base, base + 50]))
-    late = came[came.index(100) :]  # once all four are known
-    assert all(a <= b for a, b in pairwise(late))

@@ -10,6 +10,7 @@ import structlog
 
 from benchmarks.drift import IDENTITY, monitor_for, stationary, summaries
 from pipeline.drift import DriftMonitor, MonitorStation, SignalSummariser, summary_to_dict
+from pipeline.drift.station import FORMAT
 from pipeline.errors import ContractError, DeliveryError, SchemaError
 from pipeline.records import Baseline, RecordBatch, RetrainingTrigger
 
@@ -243,7 +244,7 @@ async def test_state_of_another_cluster_or_river_is_not_continued(
     assert [line["reason"].split(",")[0] for line in logs if "reason" in line] == [
         "it belongs to another cluster or topic",
         "its detectors are of River " + json.loads((tmp_path / "monitor.bad").read_bytes().split(b"\n")[1])["river"],
-        "its format is 1",
+        f"its format is {FORMAT}",
     ]
 
 
