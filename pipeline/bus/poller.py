@@ -240,8 +240,8 @@ class Poller(threading.Thread):
         consumer.incremental_assign(partitions)
         if not partitions:  # a rebalance that changed nothing here
             return
-        if self._paused:
-            consumer.pause(partitions)
+        # librdkafka remembers a pause beyond the assignment: say either way.
+        (consumer.pause if self._paused else consumer.resume)(partitions)
         self._owner.assigned(_named(partitions))
         self._wait_for_owner("assign", partitions)
 

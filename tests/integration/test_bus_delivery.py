@@ -118,7 +118,7 @@ def test_workers_join_and_leave_under_load(job: dict[str, Any]) -> None:
                 assert other.end() == 0
                 assert other.of("rebalance")
         feed.join()
-        wait_until(lambda: lag_of(job) == 0)
+        first.wait_for(lambda: lag_of(job) == 0)
         assert first.end() == 0
         assert {m["what"] for m in first.of("rebalance")} == {"assign", "revoke"}
     counts = Counter(numbers(read(job["servers"], job["target"])))

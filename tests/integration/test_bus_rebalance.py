@@ -63,6 +63,24 @@ def test_work_longer_than_the_drain_deadline_is_not_lost(job: dict[str, Any], ho
     nothing_is_lost_and_order_holds(job, count)
 
 
+def test_partitions_that_went_while_paused_are_read_when_they_come_back(job: dict[str, Any]) -> None:
+    """librdkafka remembers a pause beyond the assignment: a partition revoked while paused must be resumed."""
+    count = 3000
+    produce(job["servers"], job["source"], count)
+    full = {"how": "slow", "hold_s": 8.0, "hold_batches": 1, "poll_records": 100, "in_flight_max": 200}
+    with app(**job, **full, drain_deadline_s=20, consumer={"heartbeat.interval.ms": "500"}) as first:
+        first.wait_for(lambda: "partitions paused" in first.errors)
+        with app(**job) as other:
+            other.wait_ready()
+            said = first.errors
+            assert said.index("paused") < said.index("kind=revoke") < (said + "partitions resumed").index("resumed")
+            assert other.end() == 0
+        produce(job["servers"], job["source"], count, first=count)
+        first.wait_for(lambda: lag_of(job) == 0)
+        assert first.end() == 0
+    nothing_is_lost_and_order_holds(job, 2 * count)
+
+
 def test_a_frozen_worker_comes_back_to_a_group_that_has_gone_on(job: dict[str, Any]) -> None:
     """Stopped past its session and woken again: its late commits do no harm, it takes partitions anew."""
     count = 20_000
