@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 REQUEST_TIMEOUT_S = 15.0
@@ -142,14 +142,20 @@ def end_offsets(admin: AdminClient, topic: str, count: int) -> list[int]:
     return [future.result(REQUEST_TIMEOUT_S).offset for future in futures.values()]
 
 
-def committed(admin: AdminClient, group: str, topic: str) -> int:
-    """Records of `topic` (from offset 0) that `group` has committed; 0 for an unknown group."""
-    asked = [ConsumerGroupTopicPartitions(group)]
+def committed(bootstrap_servers: str, group: str, topic: str, partitions: int) -> int:
+    """Records of `topic` (from offset 0) that `group` has committed; 0 while the group cannot be asked.
+
+    Asked by a consumer that joins nothing: AdminClient.list_consumer_group_offsets may end the process with a
+    segmentation fault while the coordinator is loading (librdkafka issue 5040).
+    """
+    consumer = make_consumer(bootstrap_servers, group)
     try:
-        answer = admin.list_consumer_group_offsets(asked, request_timeout=REQUEST_TIMEOUT_S)[group].result()
+        found = consumer.committed([TopicPartition(topic, p) for p in range(partitions)], REQUEST_TIMEOUT_S)
     except KafkaException:
         return 0
-    return sum(max(tp.offset, 0) for tp in answer.topic_partitions if tp.topic == topic)
+    finally:
+        consumer.close()
+    return sum(max(tp.offset, 0) for tp in found)
 
 
 def read_all(bootstrap_servers: str, topic: str, group: str, deadline_s: float) -> Iterator[list[Message]]:

@@ -76,7 +76,7 @@ class Bench:
                 lambda: sum(clients.end_offsets(self.admin, job.output_topic, PARTITIONS)),
                 events,
                 ends_itself=system.ends_itself,
-                committed=lambda: clients.committed(self.admin, system.group(run), job.input_topic),
+                committed=lambda: self.committed(name, job),
                 progress=_Progress(f"round {number} {name}", events),
             )
             outputs = verify.read(self.bootstrap_servers, job.output_topic, f"{run}.verify", system.reader())
@@ -94,8 +94,13 @@ class Bench:
             wall_s=usage.wall_s,
             rss_bytes=usage.rss_bytes,
             verdict=str(verify.compare(outputs, events)),
-            uncommitted=events - clients.committed(self.admin, system.group(run), job.input_topic),
+            uncommitted=events - self.committed(name, job),
         )
+
+    def committed(self, name: str, job: Job) -> int:
+        """Inputs that a run's group has committed."""
+        group = SYSTEMS[name].group(job.group)
+        return clients.committed(self.bootstrap_servers, group, job.input_topic, PARTITIONS)
 
 
 class _Progress:

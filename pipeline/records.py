@@ -251,7 +251,7 @@ class BatchSummary:
     rejected: int
     block_counts: list[int]
     block_last_offsets: list[int]
-    #: Latest event time in each block: the monitor merges blocks of different partitions by it.
+    #: Event time of the last record of each block: shown in triggers, orders nothing.
     block_last_event_times_ms: list[int]
     signals: list[str]
     means: list[list[float]]

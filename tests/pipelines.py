@@ -17,6 +17,8 @@ from confluent_kafka import KafkaException
 
 from benchmarks import clients, job, ours, verify
 from pipeline import codec
+from pipeline.bus import topics
+from pipeline.bus.clients import ClientOptions, make_admin
 from pipeline.records import Reason
 from pipeline.testing.breakage import FOREIGN_SCHEMA, WAYS
 
@@ -161,7 +163,7 @@ class Pipeline:
 
     def committed(self) -> int:
         """Input records committed by the workers' group."""
-        return clients.committed(self.admin, ours.group(self.name), self.job.input_topic)
+        return clients.committed(self.bootstrap_servers, ours.group(self.name), self.job.input_topic, self.partitions)
 
     def await_committed(self, events: int) -> None:
         """Until the workers have committed `events` records; a process that ends before fails the test."""
@@ -190,10 +192,9 @@ class Pipeline:
 
     def uncommitted_partitions(self) -> dict[int, tuple[int, int]]:
         """Partition -> (committed, end) where these differ."""
-        from pipeline.bus import topics
-
-        done = topics.committed(self.admin, ours.group(self.name))
-        marks = topics.watermarks(self.admin, self.job.input_topic)
+        admin = make_admin(ClientOptions(self.bootstrap_servers))
+        done = topics.committed(admin, ours.group(self.name))
+        marks = topics.watermarks(admin, self.job.input_topic)
         return {tp.partition: (done.get(tp, 0), end) for tp, (_, end) in marks.items() if done.get(tp, 0) != end}
 
 

@@ -158,14 +158,17 @@ def test_interrupted_replay_says_what_it_sent(project: Project) -> None:
     process = subprocess.Popen(
         command, cwd=project.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()
     )
-    deadline = time.monotonic() + 60
-    # Until the replay has made the topic, tail says that there is none.
-    while not (seen := project.run("tail", "events", "--from-beginning", "--max", "1", "--json")).stdout:
-        assert seen.exit_code in (0, 1)
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    try:
+        deadline = time.monotonic() + 60
+        # Until the replay has made the topic, tail says that there is none.
+        while not (seen := project.run("tail", "events", "--from-beginning", "--max", "1", "--json")).stdout:
+            assert seen.exit_code in (0, 1)
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == 130, err
     assert f"sent {len(raw(project, 'events'))} events" in out
     assert "Traceback" not in err
