@@ -111,7 +111,7 @@ class ScoringSettings(_Section):
 
     batch_max: int = Field(1024, ge=1, le=65536, description="Most rows in one model call")
     step_max: int = Field(
-        4096, ge=1, le=65536, description="Most records taken, decoded and published together; models see batch_max"
+        8192, ge=1, le=65536, description="Most records taken, decoded and published together; models see batch_max"
     )
     linger_ms: float = Field(0.0, ge=0, le=10_000, description="Wait this long for a fuller batch; 0: take what waits")
     retries_max: int = Field(3, ge=0, le=100, description="Tries after the first when the model raises")

@@ -1,6 +1,7 @@
 """One role in this process: start it, wait for a signal or a fault, drain within one deadline."""
 
 import asyncio
+import gc
 import signal
 from typing import Any
 
@@ -11,6 +12,11 @@ from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+#: A worker makes millions of short-lived objects and hardly a cycle. Left to itself the collector runs at every
+#: few hundred of them: 200k events/s became 325k without it (`make bench`). So it runs by the clock, on what is
+#: not there from the start: some milliseconds each time.
+COLLECT_EVERY_S = 10.0
 
 
 async def run_role(settings: Settings, name: str, slot: int = 1) -> PipelineError | None:
@@ -59,6 +65,7 @@ def _stop_on_signals() -> asyncio.Event:
 
 async def _run_app(role: topology.Role, stop: asyncio.Event) -> PipelineError | None:
     app = role.app
+    collecting = asyncio.ensure_future(_collect_by_the_clock())
     await app.start()
     role.agents_ready = True
     role.metrics.ready(True)
@@ -76,9 +83,18 @@ async def _run_app(role: topology.Role, stop: asyncio.Event) -> PipelineError | 
     _, late = await asyncio.wait({asyncio.ensure_future(app.stop())}, timeout=deadline_s + 5.0)
     if late:
         log.error("the app did not stop in time")
-    for wait in waits:
+    for wait in (*waits, collecting):
         wait.cancel()
     return role.fault.result() if role.fault.done() else None
+
+
+async def _collect_by_the_clock() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    while True:
+        await asyncio.sleep(COLLECT_EVERY_S)
+        gc.collect()
 
 
 async def _wait(future: "asyncio.Future[Any]") -> None:

@@ -40,7 +40,7 @@ class FlowSettings:
     """
 
     batch_max: int = 1024
-    step_max: int = 4096
+    step_max: int = 8192
     linger_ms: float = 0.0
     retries_max: int = 3
     retry_backoff_ms: float = 200.0
