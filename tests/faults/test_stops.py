@@ -46,7 +46,7 @@ def test_sigterm_under_load_drains_and_a_restart_goes_on(make: Make) -> None:
     worker = pipeline.start("run", "worker")
     eventually(lambda: pipeline.predicted() > 20_000, "20,000 predictions")
     assert worker.terminate() == 0, worker.log()[-4000:]
-    assert pipeline.predicted() == pipeline.committed() < events
+    assert len(pipeline.outputs().numbers) == pipeline.committed() < events
 
     worker = pipeline.start("run", "worker")
     pipeline.await_committed(events)
