@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 REQUEST_TIMEOUT_S = 15.0
@@ -159,18 +159,29 @@ def committed(bootstrap_servers: str, group: str, topic: str, partitions: int) -
 
 
 def read_all(bootstrap_servers: str, topic: str, group: str, deadline_s: float) -> Iterator[list[Message]]:
-    """All records that `topic` has now, in chunks; raises TimeoutError past the deadline."""
-    admin = make_admin(bootstrap_servers)
-    ends = end_offsets(admin, topic, partition_count(admin, topic))
-    consumer = make_consumer(bootstrap_servers, group)
-    consumer.assign([TopicPartition(topic, partition, 0) for partition in range(len(ends))])
-    left, give_up = sum(ends), time.monotonic() + deadline_s
+    """All committed records that `topic` has now, in chunks; raises TimeoutError past the deadline.
+
+    The last offsets of a partition may be transaction markers, which are never returned: its end is where the
+    broker says so.
+    """
+    partitions = partition_count(make_admin(bootstrap_servers), topic)
+    options = {**CONSUMER, "bootstrap.servers": bootstrap_servers, "group.id": group, "enable.partition.eof": True}
+    consumer = Consumer(options)
+    consumer.assign([TopicPartition(topic, partition, 0) for partition in range(partitions)])
+    left, give_up = set(range(partitions)), time.monotonic() + deadline_s
     try:
-        while left > 0:
+        while left:
             if time.monotonic() > give_up:
-                raise TimeoutError(f"{topic}: {left} of {sum(ends)} records not read within {deadline_s:g} s")
-            messages = consume(consumer)
-            left -= len(messages)
+                raise TimeoutError(f"{topic}: partitions {sorted(left)} not read to their ends within {deadline_s:g} s")
+            messages = []
+            for message in consumer.consume(CONSUME_MAX, 0.1):
+                error = message.error()
+                if error is None:
+                    messages.append(message)
+                elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (has no public name)
+                    left.discard(message.partition())
+                else:
+                    raise KafkaException(error)
             yield messages
     finally:
         consumer.close()
