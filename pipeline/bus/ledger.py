@@ -54,6 +54,8 @@ class _Partition:
     #: Next offset to commit; None until the first range is done.
     position: int | None = None
     committed: int | None = None
+    #: Where the first hand-out of this assignment began.
+    first: int | None = None
     ranges: deque[_Range] = field(default_factory=deque)
     open: dict[int, _Range] = field(default_factory=dict)
 
@@ -99,6 +101,8 @@ class Ledger:
         partition.ranges.append(entry)
         partition.open[first] = entry
         self.in_flight_records += records
+        if partition.first is None:
+            partition.first = first
         return batch
 
     def complete(self, tp: TopicPartition, batch: BatchOffset) -> bool:
@@ -114,6 +118,11 @@ class Ledger:
         while partition.ranges and partition.ranges[0].done:
             partition.position = partition.ranges.popleft().batch.next_offset
         return True
+
+    def is_open(self, tp: TopicPartition, batch: BatchOffset) -> bool:
+        """Whether `complete` would mark this range as done."""
+        partition = self._partitions.get(tp)
+        return partition is not None and partition.epoch == batch.epoch and int(batch) in partition.open
 
     def committable(self) -> dict[TopicPartition, int]:
         """Offsets that may be committed and are not yet."""
@@ -145,6 +154,28 @@ class Ledger:
         self._epoch += 1
         partition.epoch = self._epoch
         return first if partition.position is None else partition.position
+
+    def reset(self, tp: TopicPartition, offset: int | None) -> int | None:
+        """Forget all since the last commit, `offset` (None: none yet); the offset to read from, None to stay.
+
+        For transactions: what was done since then was aborted with its outputs.
+        """
+        partition = self._partitions[tp]
+        self._release(partition)
+        partition.ranges.clear()
+        partition.open.clear()
+        self._epoch += 1
+        partition.epoch = self._epoch
+        partition.position = partition.committed = offset
+        return partition.first if offset is None else offset
+
+    def uncommitted(self, tps: Iterable[TopicPartition]) -> bool:
+        """Whether anything of these partitions is done and not committed."""
+        return any(
+            p.position not in (None, p.committed) or any(r.done for r in p.ranges)
+            for tp in tps
+            if (p := self._partitions.get(tp)) is not None
+        )
 
     def idle(self) -> bool:
         """Whether nothing is handed out and not done."""

@@ -23,7 +23,9 @@ class Handed:
     records: int
     token: BatchOffset
     done: bool = False
-    #: Whether a `complete` still counts: not revoked, not rewound.
+    #: Which assignment of its partition it belongs to.
+    assignment: int = 0
+    #: Whether a `complete` still counts: not revoked, not rewound, not reset.
     valid: bool = True
 
 
@@ -37,6 +39,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.assigned: dict[TopicPartition, int] = {}  # where the next hand-out may begin
         self.base: dict[TopicPartition, int | None] = {}  # what is known done before the listed ranges
         self.committed: dict[TopicPartition, int] = {}
+        self.assignments: dict[TopicPartition, int] = dict.fromkeys(TPS, 0)
 
     def valid(self, tp: TopicPartition) -> list[Handed]:
         return [h for h in self.handed if h.tp == tp and h.valid]
@@ -56,6 +59,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if tp not in self.assigned:
             self.assigned[tp], self.base[tp] = start, None
             self.committed.pop(tp, None)
+            self.assignments[tp] += 1
 
     @rule(tp=st.sampled_from(TPS))
     def revoke(self, tp: TopicPartition) -> None:
@@ -72,7 +76,7 @@ class LedgerMachine(RuleBasedStateMachine):
         end = first + records + holes
         token = self.ledger.hand_out(tp, first, end, records)
         assert (int(token), token.next_offset, token.records) == (first, end, records)
-        self.handed.append(Handed(tp, first, end, records, token))
+        self.handed.append(Handed(tp, first, end, records, token, assignment=self.assignments[tp]))
         self.assigned[tp] = end
 
     @precondition(lambda self: self.handed)
@@ -100,6 +104,21 @@ class LedgerMachine(RuleBasedStateMachine):
         for h in ranges:
             h.valid = False
 
+    @precondition(lambda self: self.assigned)
+    @rule(data=st.data())
+    def reset(self, data: st.DataObject) -> None:
+        """An aborted transaction: back to the last commit, or to where the assignment began."""
+        tp = data.draw(st.sampled_from(sorted(self.assigned)))
+        committed = self.committed.get(tp)
+        offset = self.ledger.reset(tp, committed)
+        ranges = [h for h in self.handed if h.tp == tp and h.assignment == self.assignments[tp]]
+        assert offset == (committed if committed is not None else ranges[0].first if ranges else None)
+        for h in self.valid(tp):
+            h.valid = False
+        self.base[tp] = committed
+        self.assigned[tp] = offset if offset is not None else self.assigned[tp]
+        assert not self.ledger.uncommitted([tp])
+
     @rule()
     def commit(self) -> None:
         offsets = self.ledger.committable()
@@ -125,6 +144,19 @@ class LedgerMachine(RuleBasedStateMachine):
         open_records = sum(h.records for h in self.handed if h.valid and not h.done)
         assert self.ledger.in_flight_records == open_records
         assert self.ledger.idle() == (open_records == 0)
+
+    @invariant()
+    def open_is_what_a_completion_would_count_for(self) -> None:
+        for h in self.handed:
+            assert self.ledger.is_open(h.tp, h.token) == (h.valid and not h.done)
+
+    @invariant()
+    def uncommitted_is_what_is_done_beyond_the_last_commit(self) -> None:
+        for tp in self.assigned:
+            beyond = any(h.done for h in self.valid(tp) if h.next_offset > self.committed.get(tp, -1))
+            position = self.expected(tp)
+            beyond = beyond or (position is not None and position != self.committed.get(tp))
+            assert self.ledger.uncommitted([tp]) == beyond
 
     @invariant()
     def membership(self) -> None:
