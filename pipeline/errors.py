@@ -11,6 +11,7 @@
     ├── UnreachableError       broker or registry away past its deadline        exit 5
     ├── ScoringError           the model failed on a batch, retries exhausted   exit 6
     ├── DeliveryError          the broker refused an output record              exit 7
+    ├── TransactionAbortedError  its inputs are read again: handled inside
     ├── DrainTimeoutError      shutdown deadline passed with work in flight     exit 8
     └── EmbeddedBrokerError    the embedded Kafka cannot be fetched or started  exit 9
 
@@ -81,6 +82,12 @@ class DeliveryError(PipelineError):
     """The broker refused an output record for good; its inputs stay uncommitted."""
 
     exit_code = 7
+
+
+class TransactionAbortedError(PipelineError):
+    """The open transaction was aborted: none of its outputs will be seen, its inputs are read again."""
+
+    retriable = True
 
 
 class DrainTimeoutError(PipelineError):

@@ -7,13 +7,14 @@ ledger.py       what is handed out, done, committable
 poller.py       the thread that owns the consumer
 consumer.py     Faust's consumer: one message is one record batch; the commit path
 producer.py     Faust's producer, and batches
+transactions.py the same, in transactions with the input offsets
 transport.py    `rdkafka://`: ties them together; configure() for apps
 embedded.py     Apache Kafka itself, for a first hour and for tests
 """
 
 from typing import Any
 
-__all__ = ["Configuration", "Hooks", "Transport", "batch_topic", "configure"]
+__all__ = ["Configuration", "Hooks", "Transactions", "Transport", "batch_topic", "configure"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,13 +21,16 @@ from pipeline.bus.clients import ErrorLog
 from pipeline.bus.ledger import BatchOffset, Ledger
 from pipeline.bus.poller import Poller, PollerStoppedError
 from pipeline.bus.positions import Positions
-from pipeline.errors import DrainTimeoutError, PipelineError
+from pipeline.bus.transactions import TransactionalProducer
+from pipeline.errors import DrainTimeoutError, PipelineError, TransactionAbortedError, UnreachableError
 from pipeline.records import RecordBatch, TopicPartition
 
 log = structlog.get_logger(__name__)
 
 #: What the commit after a drain may take even when the drain used up the deadline.
 LAST_COMMIT_S = 1.0
+#: Between two questions for the group's offsets after an abort.
+REPLAY_PAUSE_S = 0.5
 
 CommitGuard = Callable[[], AbstractAsyncContextManager[None]]
 
@@ -35,6 +38,10 @@ CommitGuard = Callable[[], AbstractAsyncContextManager[None]]
 @asynccontextmanager
 async def _no_guard() -> AsyncIterator[None]:
     yield
+
+
+def _nothing() -> None:
+    pass
 
 
 class Consumer(Positions):
@@ -64,6 +71,10 @@ class Consumer(Positions):
         self._errors = ErrorLog("consumer", self._hooks.on_broker_error)
         #: Entered around the flush of every commit: an app holds back its producing meanwhile.
         self.commit_guard: CommitGuard = _no_guard
+        #: Called when a transaction was aborted: what the app added up since the last commit is void.
+        self.on_aborted: Callable[[], None] = _nothing
+        #: The open transaction holds outputs of which the offsets cannot be committed with it.
+        self._tainted = False
 
     @property
     def _hooks(self) -> Any:
@@ -124,7 +135,11 @@ class Consumer(Positions):
         self.loop.call_soon_threadsafe(self.ledger.assign, partitions)
 
     def unassigned(self, partitions: set[TopicPartition]) -> None:
-        self.loop.call_soon_threadsafe(self.ledger.revoke, partitions)
+        self.loop.call_soon_threadsafe(self._let_go, partitions)
+
+    def _let_go(self, partitions: set[TopicPartition]) -> None:
+        self._tainted = self._tainted or self.ledger.uncommitted(partitions)
+        self.ledger.revoke(partitions)
 
     def deliver(self, batches: list[RecordBatch]) -> None:
         self.loop.call_soon_threadsafe(self._arrived, batches)
@@ -277,22 +292,83 @@ class Consumer(Positions):
         3. Flush: every output of these batches is acknowledged by all in-sync replicas, or this raises.
         4. Commit the offsets, on the poller's thread.
         5. Note them in the ledger.
+
+        With transactions 3 and 4 are one: outputs and offsets in one transaction; see `_commit_transaction`.
         """
         async with self._commit_lock:
             if self._abandoned or self._poller is None:
                 return False
-            async with self.commit_guard():
-                offsets = self.ledger.committable()
-                if not offsets:
-                    return False
-                try:
-                    await self.app.producer.confirm()
-                except PipelineError as error:
-                    self.abandon()
-                    self._hooks.on_commit("failed")
-                    self._hooks.on_fault(error)
-                    return False
-            return await self._commit(offsets)
+            try:
+                return await self._commit_guarded()
+            except (
+                PollerStoppedError,
+                TransactionAbortedError,
+            ):  # aborted by the guard's own sending: the next commit goes back
+                return False
+            except PipelineError as error:
+                self.abandon()
+                self._hooks.on_commit("failed")
+                self._hooks.on_fault(error)
+                return False
+
+    async def _commit_guarded(self) -> bool:
+        async with self.commit_guard():
+            offsets = self.ledger.committable()
+            if self.transport.transactions is not None:
+                return await self._commit_transaction(offsets)
+            if not offsets:
+                return False
+            await self.app.producer.confirm()
+        return await self._commit(offsets)
+
+    async def _commit_transaction(self, offsets: dict[TopicPartition, int]) -> bool:
+        """Commit outputs and offsets together, or abort and go back to the last commit.
+
+        Abort: the producer had to, the coordinator refused this member's offsets, or a partition that went
+        away left outputs in the transaction of which the offsets are somebody else's now.
+        """
+        batch: TransactionalProducer = self.app.producer.batch
+        started = time.monotonic()
+        if not (self._tainted or batch.aborted):
+            if not offsets:
+                return False
+            group = await self._ask(lambda c: c.consumer_group_metadata())
+            try:
+                await asyncio.to_thread(batch.commit, offsets, group)
+            except TransactionAbortedError as error:
+                log.warning("commit aborted", error=str(error))
+            else:
+                self.ledger.committed(offsets)
+                self._hooks.on_commit("ok")
+                self._hooks.on_commit_seconds(time.monotonic() - started)
+                return True
+        self._hooks.on_commit("aborted")
+        await asyncio.to_thread(batch.abort)
+        await self._replay()
+        return False
+
+    async def _replay(self) -> None:
+        """Read again what was done since the last commit; the broker says where that is."""
+        committed = await self._committed_for_sure()
+        self._tainted = False
+        self.on_aborted()
+        if not self.app.rebalancing:  # a rebalance has a generation of its own, and Faust compares it
+            self.app.consumer_generation_id += 1
+        offsets = {tp: self.ledger.reset(tp, committed.get(TP(*tp))) for tp in list(self.ledger)}
+        await self._restart_from({tp: offset for tp, offset in offsets.items() if offset is not None})
+        log.warning("reading again from the last commit", partitions=len(offsets))
+
+    async def _committed_for_sure(self) -> dict[TP, int]:
+        while True:
+            try:
+                return await self.committed_offsets()
+            except UnreachableError as error:
+                log.warning("waiting for the group's offsets", error=str(error))
+                await asyncio.sleep(REPLAY_PAUSE_S)
+
+    def is_current(self, message: Message) -> bool:
+        """Whether a batch that a stream holds is still to be done: an abort or a seek calls back what it held."""
+        return self.ledger.is_open(TopicPartition(*message.tp), message.offset)
 
     async def _commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
         wanted = {tp: offset for tp, offset in offsets.items() if tp in self.ledger}
@@ -312,8 +388,6 @@ class Consumer(Positions):
             cause: KafkaError = error.args[0]
             log.warning("commit failed, kept for the next one", kind=cause.name().lower(), error=cause.str())
             self._hooks.on_commit("retried")
-            return False
-        except PollerStoppedError:
             return False
         failed = [tp for tp in answer if tp.error is not None]
         for tp in failed:
@@ -336,6 +410,7 @@ class Consumer(Positions):
         while self._unacked_messages and not self._abandoned:
             left = deadline - time.monotonic()
             if left <= 0:
+                self._tainted = True
                 records = sum(m.offset.records for m in self._unacked_messages)
                 self._drain_failed(f"{records} records still in work")
                 break

@@ -32,9 +32,13 @@ class BatchProducer:
 
     def __init__(self, options: dict[str, Any], on_broker_error: Any = None) -> None:
         self._errors = ErrorLog("producer", on_broker_error)
-        self._producer: _Producer = make_producer({**options, "on_delivery": self._on_delivery}, self._errors)
+        self._options = {**options, "on_delivery": self._on_delivery}
+        self._producer = self._make()
         self._failure: PipelineError | None = None
         self._closed = threading.Event()
+
+    def _make(self) -> _Producer:
+        return make_producer(self._options, self._errors)
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         """Called for failures only (`delivery.report.only.error`)."""
@@ -85,7 +89,7 @@ class BatchProducer:
             for message in messages:
                 refusal = message.pop("_error")
                 if isinstance(refusal, KafkaError) and refusal.code() != KafkaError._QUEUE_FULL:  # noqa: SLF001
-                    raise DeliveryError(f"topic {topic}: {refusal.str()}")
+                    raise DeliveryError(f"topic {topic}: {refusal.str()}") from KafkaException(refusal)
             if self._closed.is_set():
                 raise DrainTimeoutError(f"topic {topic}: the producer was closed with its queue full")
             self._producer.poll(0.01)
@@ -148,10 +152,10 @@ class Producer(base.Producer):
 
     @property
     def batch(self) -> BatchProducer:
-        """The producer for record batches; made on first use."""
+        """The producer for record batches, transactional if the app is so configured; made on first use."""
         if self._batch is None:
             options = self.transport.options.for_producer(client_id=self.app.conf.broker_client_id)
-            self._batch = BatchProducer(options, self.transport.hooks.on_broker_error)
+            self._batch = self.transport.make_batch_producer(options)
         return self._batch
 
     def _ensure_single(self) -> _Producer:

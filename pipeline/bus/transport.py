@@ -17,7 +17,8 @@ from pipeline.bus import topics
 from pipeline.bus.clients import ClientOptions, make_admin
 from pipeline.bus.consumer import Consumer
 from pipeline.bus.partitioner import partition_for
-from pipeline.bus.producer import Producer
+from pipeline.bus.producer import BatchProducer, Producer
+from pipeline.bus.transactions import TransactionalProducer
 from pipeline.errors import SettingsError
 from pipeline.records import RecordBatch
 
@@ -44,6 +45,21 @@ class Hooks:
     statistics_interval_ms: int = 2_000
 
 
+@dataclass(frozen=True)
+class Transactions:
+    """Exactly once: what an app sends by `producer.batch` and its input offsets commit together.
+
+    transactional_id: this instance's own; the same after a restart, so that what it left open is ended at once.
+    timeout_ms: the broker aborts a transaction that is open for longer.
+
+    The app must put `consumer.commit_guard` around its work, so that a commit finds no batch half done, and
+    skip what `consumer.is_current` denies: batches that an abort has called back.
+    """
+
+    transactional_id: str
+    timeout_ms: int = 60_000
+
+
 @dataclass
 class Configuration:
     """How an app wants its transport. `configure(app, Configuration(...))` before the app starts."""
@@ -56,6 +72,8 @@ class Configuration:
     in_flight_max: int = 32_768
     #: Longest wait for streams to finish at a rebalance or at shutdown.
     drain_deadline_s: float = 25.0
+    #: None: at least once.
+    transactions: Transactions | None = None
 
 
 def configure(app: Any, configuration: Configuration) -> None:
@@ -103,6 +121,7 @@ class Transport(base.Transport):
         self.poll_records = configuration.poll_records
         self.in_flight_max = configuration.in_flight_max
         self.drain_deadline_s = configuration.drain_deadline_s
+        self.transactions = configuration.transactions
         # Faust makes one transport for consuming and one for producing: the shutdown is the same.
         self._deadline: Deadline = app.__dict__.setdefault("rdkafka_deadline", Deadline(self.drain_deadline_s))
         self._admin: AdminClient | None = None
@@ -118,6 +137,17 @@ class Transport(base.Transport):
     def deadline_left_s(self) -> float:
         """Seconds left of the shutdown's budget; the whole of it before shutdown began."""
         return self._deadline.left_s()
+
+    def make_batch_producer(self, options: dict[str, Any]) -> BatchProducer:
+        """The producer behind `app.producer.batch`."""
+        if self.transactions is None:
+            return BatchProducer(options, self.hooks.on_broker_error)
+        return TransactionalProducer(
+            options,
+            self.transactions.transactional_id,
+            timeout_ms=self.transactions.timeout_ms,
+            on_broker_error=self.hooks.on_broker_error,
+        )
 
     def _ensure_admin(self) -> AdminClient:
         if self._admin is None:

@@ -258,7 +258,7 @@ class Metrics:
         self._lag.forget(topic, str(partition))
 
     def committed(self, outcome: str) -> None:
-        """outcome: "ok", "refused", "retried" or "failed"."""
+        """outcome: "ok", "refused", "retried", "aborted" or "failed"."""
         self._commits(outcome).inc()
 
     def rebalanced(self, kind: str) -> None:

@@ -1,0 +1,246 @@
+"""Outputs and input offsets in one Kafka transaction (KIP-98), fenced by the consumer group (KIP-447).
+
+What librdkafka says of a failed call decides, in this order (its rdkafka.h):
+
+    needs an abort    abort; the inputs are read again from the last commit        TransactionAbortedError
+    retriable         the same call again, within the budget
+    anything else     this producer is done for. If the broker ended our transaction because it took too long
+                      (a paused process), a new producer goes on from the last commit; else another
+                      instance has our transactional.id, and this one stops at once         FencedError
+
+librdkafka lacks the client's side of KIP-890: an EndTxn that was delayed on the way may end a *later*
+transaction of the same producer epoch on Kafka 4.x. So after every commit that was slow, was tried again or
+whose outcome is unknown, the producer is replaced by a new one with the same transactional.id: its
+init_transactions waits for the old transaction's end and raises the epoch, which fences whatever is late.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka import TopicPartition as _TopicPartition
+
+from pipeline.bus.producer import BatchProducer
+from pipeline.errors import DeliveryError, FencedError, TransactionAbortedError, UnreachableError
+from pipeline.records import Headers, TopicPartition
+
+log = structlog.get_logger(__name__)
+
+#: librdkafka sends a request again after this long without an answer; 60 s by default.
+SOCKET_TIMEOUT_MS = 10_000
+#: A commit this slow may have been sent twice on the way. Usual are 5 to 50 ms.
+SLOW_COMMIT_S = 5.0
+#: Before a call that fails with a retriable error is given up: as long as a broker's restart may take.
+RETRY_BUDGET_S = 60.0
+RETRY_PAUSE_S = 0.2
+#: One try of init_transactions; it is repeated for as long as the broker is away.
+INIT_TRY_S = 5.0
+
+#: A fatal error's reason is in the event queue by the time a call fails of it.
+FATAL_WAIT_S = 0.1
+
+_FENCING = frozenset(
+    {
+        KafkaError._FENCED,  # noqa: SLF001 (has no public name)
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+    }
+)
+_FATAL = _FENCING | {KafkaError._FATAL}  # noqa: SLF001 (has no public name)
+
+
+class TransactionalProducer(BatchProducer):
+    """A BatchProducer whose records become visible with `commit`, together with the input offsets, or never.
+
+    A transaction begins with the first record. Thread-safe. The first call waits until the broker has ended
+    whatever a former instance with the same transactional.id left open.
+
+    A transaction that was aborted while records were sent stays `aborted` until `abort` is called: whoever
+    reads the inputs must go back to the last commit first. Records sent meanwhile share its fate.
+    """
+
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        transactional_id: str,
+        *,
+        timeout_ms: int,
+        on_broker_error: Callable[[str], None] | None = None,
+    ) -> None:
+        own = {
+            "transactional.id": transactional_id,
+            "transaction.timeout.ms": timeout_ms,
+            # librdkafka demands it; a record that takes longer aborts, and its input is read again.
+            "message.timeout.ms": timeout_ms,
+            "socket.timeout.ms": min(SOCKET_TIMEOUT_MS, timeout_ms),
+        }
+        super().__init__({**options, **own}, on_broker_error)
+        self._timeout_s = timeout_ms / 1000
+        #: Held by every call: the producer may be replaced in any of them.
+        self._lock = threading.RLock()
+        self._ready = False
+        self._began_at: float | None = None
+        self._renew_because: str | None = None
+        self.aborted = False
+        #: How often a new producer took this one's place.
+        self.renewals = 0
+
+    def send_batch(
+        self,
+        topic: str,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        partitions: Sequence[int] | None = None,
+    ) -> None:
+        """As BatchProducer; raises TransactionAbortedError as well."""
+        with self._lock:
+            self._begin()
+            self._sending(lambda: super(TransactionalProducer, self).send_batch(topic, keys, values, partitions))
+
+    def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = None) -> None:
+        """As BatchProducer; raises TransactionAbortedError as well."""
+        with self._lock:
+            self._begin()
+            self._sending(lambda: super(TransactionalProducer, self).send(topic, key, value, headers))
+
+    def commit(self, offsets: Mapping[TopicPartition, int], group: Any) -> None:
+        """Commit what was sent together with `offsets` of the consumer group `group` (its metadata).
+
+        1. Send the offsets: the group's coordinator refuses those of a member that was thrown out.
+        2. Commit, which flushes first; a record that cannot be delivered aborts.
+        3. Have the producer replaced before its next transaction, if this commit was not quick and clean.
+
+        Raises TransactionAbortedError (nothing is visible, or it is unknown whether all is: the group's offsets
+        tell), FencedError, DeliveryError.
+        """
+        with self._lock:
+            self._begin()
+            started = time.monotonic()
+            positions = [_TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
+            again = self._call(lambda: self._producer.send_offsets_to_transaction(positions, group))
+            # -1: any other timeout would leave librdkafka and the broker of two minds (rdkafka.h).
+            again += self._call(lambda: self._producer.commit_transaction(-1))
+            self._began_at = None
+            self._check()
+            self._errors.working()
+            took_s = time.monotonic() - started
+            if again or took_s > SLOW_COMMIT_S:
+                self._renew_because = f"the last commit took {took_s:.1f} s and {again} more tries"
+
+    @property
+    def open(self) -> bool:
+        """Whether a transaction has begun and not ended."""
+        return self._began_at is not None
+
+    def abort(self) -> None:
+        """Make what was sent since the last commit invisible for good. Raises FencedError."""
+        with self._lock:
+            self.aborted = False
+            if self._began_at is None:
+                return
+            try:
+                self._producer.abort_transaction(self._timeout_s)
+            except KafkaException as error:
+                self._refuse_twin(error.args[0])
+                self._renew(f"abort failed: {error.args[0].str()}")
+            self._failure = None
+            self._began_at = None
+
+    # -- failures ---------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if self._began_at is not None:
+            return
+        if self._renew_because is not None:
+            self._renew(self._renew_because)
+        if not self._ready:
+            self._initialise()
+        self._call(self._producer.begin_transaction)
+        self._began_at = time.monotonic()
+
+    def _sending(self, send: Callable[[], None]) -> None:
+        try:
+            send()
+        except (DeliveryError, FencedError) as error:
+            cause = error.__cause__.args[0] if isinstance(error.__cause__, KafkaException) else self._errors.fatal
+            if cause is not None:
+                self._judge(cause)
+            raise
+
+    def _call(self, call: Callable[[], Any]) -> int:
+        """Call until it succeeds; how many times it had to be called again."""
+        give_up, again = time.monotonic() + RETRY_BUDGET_S, 0
+        while True:
+            try:
+                call()
+            except KafkaException as error:
+                cause: KafkaError = error.args[0]
+                if cause.txn_requires_abort() or not cause.retriable() or time.monotonic() > give_up:
+                    self._judge(cause)
+                    raise DeliveryError(f"producer: {cause.str()}") from error
+                again += 1
+                log.info("transaction call tried again", error=cause.str())
+                time.sleep(RETRY_PAUSE_S)
+            else:
+                return again
+
+    def _judge(self, cause: KafkaError) -> None:
+        """Raise what follows from a failed call; return if it does not concern the transaction."""
+        if cause.code() == KafkaError._FATAL:  # noqa: SLF001 (has no public name)
+            # Says only that something fatal came before; what it was comes through error_cb, which poll serves.
+            self._producer.poll(FATAL_WAIT_S)
+            cause = self._errors.fatal or cause
+        # _STATE: nothing more can be sent in this transaction, as something in it has failed already.
+        if cause.txn_requires_abort() or (self.open and cause.code() == KafkaError._STATE):  # noqa: SLF001
+            log.warning("transaction aborted, its inputs are read again", error=cause.str())
+            self.abort()
+        elif cause.fatal() or cause.retriable() or cause.code() in _FATAL:
+            self._refuse_twin(cause)
+            self._renew(cause.str())
+        else:
+            return
+        self.aborted = True
+        raise TransactionAbortedError(f"transaction aborted: {cause.str()}")
+
+    def _refuse_twin(self, cause: KafkaError) -> None:
+        """Raise FencedError if another instance raised the epoch, and not the broker because we were too slow."""
+        if cause.code() not in _FENCING:
+            return
+        open_s = 0.0 if self._began_at is None else time.monotonic() - self._began_at
+        if open_s < self._timeout_s:
+            twin = "another instance runs with this transactional.id, so this one stops"
+            raise FencedError(f"producer: {twin} ({cause.str()})")
+
+    def _renew(self, why: str) -> None:
+        """A new producer with the same transactional.id, in the place of this one."""
+        log.warning("transactional producer replaced", reason=why)
+        self._producer.purge(blocking=False)
+        self._errors.fatal = self._failure = self._began_at = self._renew_because = None
+        self._producer = self._make()
+        self._ready = False
+        self.renewals += 1
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Take the transactional.id over; waits for an absent broker until this producer is closed."""
+        while not self._ready:
+            try:
+                self._producer.init_transactions(INIT_TRY_S)
+            except KafkaException as error:
+                cause: KafkaError = error.args[0]
+                if self._closed.is_set():
+                    raise UnreachableError(f"transactions cannot begin: {cause.str()}") from error
+                if not cause.retriable():
+                    raise DeliveryError(f"transactions cannot begin: {cause.str()}") from error
+                log.info("transactions cannot begin yet", error=cause.str())
+            else:
+                self._ready = True
+
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        """Purged records belong to an aborted transaction: nothing is wrong with them."""
+        purged = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)  # noqa: SLF001 (have no public names)
+        if error is not None and error.code() not in purged:
+            super()._on_delivery(error, message)
