@@ -18,7 +18,7 @@ import numpy as np
 import structlog
 
 from pipeline.contracts import Clock, Decoder, Delivery, Model, Observer, Summariser
-from pipeline.errors import ScoringError, UnreachableError
+from pipeline.errors import ScoringError, TransactionAbortedError, UnreachableError
 from pipeline.records import Decoded, Floats, Longs, Reason, RecordBatch, Reject, Stage
 from pipeline.scoring.publish import PredictionColumns, Publisher, prediction_labels
 from pipeline.scoring.signals import SignalMatrix
@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 #: Longest wait between two tries while a registry is away.
 BACKOFF_MAX_S = 5.0
+#: How late the flow notices that an abort has called its batches back.
+CALL_BACK_POLL_S = 0.02
 #: How long a delivery in the stream's queue may take to come out of it: some turns of the event loop.
 ARRIVAL_S = 0.05
 
@@ -127,10 +129,16 @@ class Flow:
         #: Held by a step, and by a commit: outputs of one never mix with the flush of the other.
         self._between_steps = asyncio.Lock()
 
-    async def run(self, deliveries: AsyncIterable[Delivery], more_waiting: Callable[[], bool]) -> None:
+    async def run(
+        self,
+        deliveries: AsyncIterable[Delivery],
+        more_waiting: Callable[[], bool],
+        is_current: Callable[[Delivery], bool] = lambda _delivery: True,
+    ) -> None:
         """Score until `deliveries` ends.
 
-        more_waiting: whether the next delivery is there already.
+        more_waiting: whether the next delivery is there already. is_current: whether one that was taken is
+        still to be done: an aborted transaction calls back what it held, to deliver it again.
         Raises ScoringError when the model failed on a batch for good (the batch is not acknowledged),
         DeliveryError when the sink refused an output.
         """
@@ -148,9 +156,13 @@ class Flow:
                     count += len(delivery.value)
                     coming = asyncio.ensure_future(anext(source, None))
                 async with self._between_steps:
-                    await self._step_with_retries([d.value for d in waiting])
-                    for done in waiting:
-                        done.ack()
+                    current = [d for d in waiting if is_current(d)]
+                    aborted = await self._step_with_retries([d.value for d in current]) if current else False
+                    if not aborted:
+                        for done in waiting:
+                            done.ack()
+                if aborted:
+                    await self._until_called_back(waiting, is_current)
         finally:
             coming.cancel()
 
@@ -163,12 +175,27 @@ class Flow:
                 await asyncio.get_running_loop().run_in_executor(self._thread, self._publisher.summaries, summaries)
             yield
 
+    def forget(self) -> None:
+        """Drop what was added up since the last commit: its records will be scored again."""
+        if self._summariser is not None:
+            self._summariser.drain()
+
     def close(self) -> None:
         """Let the scoring thread go; a call into a hung model is left behind."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _step_with_retries(self, batches: list[RecordBatch]) -> None:
-        """Retry a failing model `retries_max` times with doubling waits; wait for an absent registry."""
+    async def _until_called_back(self, held: list[Delivery], is_current: Callable[[Delivery], bool]) -> None:
+        """After an abort while sending: the next commit goes back to the last one, and delivers these again."""
+        while any(is_current(delivery) for delivery in held):  # noqa: ASYNC110 (the commit knows nothing of us)
+            await asyncio.sleep(CALL_BACK_POLL_S)
+        for delivery in held:
+            delivery.ack()  # of what is called back: only says that it is no longer held
+
+    async def _step_with_retries(self, batches: list[RecordBatch]) -> bool:
+        """Retry a failing model `retries_max` times with doubling waits; wait for an absent registry.
+
+        Whether the transaction was aborted on the way, so that the batches will come again.
+        """
         loop = asyncio.get_running_loop()
         backoff_s = self._settings.retry_backoff_ms / 1000
         failures = 0
@@ -186,8 +213,11 @@ class Flow:
                 failures += 1
                 self._observer.retried()
                 log.warning("model failed, trying again", error=str(error), failures=failures)
+            except TransactionAbortedError as error:
+                log.warning("outputs withdrawn", error=str(error))
+                return True
             else:
-                return
+                return False
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from pipeline import __version__, codec
-from pipeline.errors import DeliveryError, ScoringError, UnreachableError
+from pipeline.errors import DeliveryError, ScoringError, TransactionAbortedError, UnreachableError
 from pipeline.records import BatchSummary, Decoded, Feature, FeatureContract, OutputContract, Reason, RecordBatch, Stage
 from pipeline.scoring.flow import Flow, FlowSettings, queue_waits
 from pipeline.scoring.publish import Publisher
@@ -252,6 +252,37 @@ async def test_a_source_that_breaks_leaves_what_was_not_scored_unacknowledged(se
     source = ScriptedSource([s.events(0.1), EOF, s.events(0.2, first=1)])
     await s.run(source)
     assert [d.acked for d in source.handed_out] == [True]
+
+
+async def test_an_aborted_transaction_leaves_its_batches_to_be_called_back(setup: Callable[..., Setup]) -> None:
+    """Outputs withdrawn while sending: nothing is acknowledged until the batch is called back; then it is let go."""
+    s = setup()
+    s.sink.fail(TransactionAbortedError("told to"))
+    source = ScriptedSource([s.events(0.1)], ends=False)
+    called_back: list[Any] = []
+    running = asyncio.ensure_future(s.flow.run(source, source.more_waiting, lambda d: d not in called_back))
+    await source.until(lambda: len(source.handed_out) == 1)
+    while not s.model.calls:  # noqa: ASYNC110 (the scoring thread has no event to wait for)
+        await asyncio.sleep(0)
+    async with s.flow.between_steps():  # as the commit that follows: it finds the batch not done
+        assert [d.acked for d in source.handed_out] == [False]
+        s.flow.forget()
+        called_back += source.handed_out
+    await source.push(s.events(0.1))
+    await source.until(lambda: len(source.handed_out) == 2 and not source.unacked)
+    running.cancel()
+    s.flow.close()
+    assert len(s.predictions()) == 1
+
+
+async def test_what_was_called_back_is_not_scored(setup: Callable[..., Setup]) -> None:
+    """A batch that is no longer current is let go without a prediction: it will be delivered again."""
+    s = setup()
+    source = ScriptedSource([s.events(0.1), s.events(0.2, first=1)])
+    await asyncio.wait_for(s.flow.run(source, source.more_waiting, lambda d: d.value.first_offset == 1), 20)
+    s.flow.close()
+    assert [p["event_id"] for p in s.predictions()] == ["0:1"]
+    assert source.unacked == []
 
 
 async def test_nan_outputs_are_dead_letters_of_their_rows_alone(setup: Callable[..., Setup]) -> None:
