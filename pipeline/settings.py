@@ -122,7 +122,17 @@ class ScoringSettings(_Section):
 class DeliverySettings(_Section):
     """When offsets are committed."""
 
-    mode: Literal["at_least_once"] = Field("at_least_once", description="Outputs acknowledged, then offsets committed")
+    mode: Literal["at_least_once", "exactly_once"] = Field(
+        "at_least_once",
+        description="at_least_once: outputs acknowledged, then offsets committed; exactly_once: in one transaction",
+    )
+    transaction_timeout_ms: int = Field(
+        60_000, ge=5_000, le=900_000, description="exactly_once: the broker aborts what is open for longer"
+    )
+    transactional_id_prefix: Name | None = Field(
+        None,
+        description="exactly_once: each worker's id is <prefix>-<slot>, unique and stable; default NAME-worker-<host>",
+    )
     commit_interval_ms: int = Field(500, ge=10, le=60_000)
     shutdown_deadline_s: float = Field(25.0, gt=0, le=600, description="One budget for drain, flush and commit")
 

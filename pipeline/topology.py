@@ -9,6 +9,7 @@ Each role is a Faust app of its own with its own consumer group; cli/role.py run
 import asyncio
 import json
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import faust
 import structlog
 
 from pipeline import codec, drift, observe
-from pipeline.bus import Configuration, Hooks, batch_topic, configure, topics
+from pipeline.bus import Configuration, Hooks, Transactions, batch_topic, configure, topics
 from pipeline.bus.clients import ClientOptions, make_admin, wait_for_broker
 from pipeline.errors import BundleError, ContractError, PipelineError, UnreachableError
 from pipeline.models import bundle as bundles
@@ -108,10 +109,20 @@ def _make_app(role: Role) -> Any:
             poll_records=settings.scoring.step_max,
             in_flight_max=settings.scoring.in_flight_max,
             drain_deadline_s=settings.delivery.shutdown_deadline_s,
+            transactions=_transactions(role),
         ),
     )
     role.app = app
     return app
+
+
+def _transactions(role: Role) -> Transactions | None:
+    """Workers only: the monitor keeps its own account of what it has read."""
+    delivery = role.settings.delivery
+    if delivery.mode != "exactly_once" or role.name != "worker":
+        return None
+    prefix = delivery.transactional_id_prefix or f"{role.settings.name}-{role.name}-{socket.gethostname()}"
+    return Transactions(f"{prefix}-{role.slot}", delivery.transaction_timeout_ms)
 
 
 def _lag_reporter(metrics: observe.Metrics) -> Callable[[str], None]:
@@ -234,8 +245,14 @@ async def build_worker(role: Role) -> None:
 
     @app.agent(batch_topic(app, settings.topic("events")))
     async def score(stream: Any) -> None:
-        app.consumer.commit_guard = flow.between_steps
-        await _until_fault(role, flow.run(stream.noack().events(), queue_waits(stream)))
+        consumer = app.consumer
+        consumer.commit_guard, consumer.on_aborted = flow.between_steps, flow.forget
+        work = flow.run(stream.noack().events(), queue_waits(stream), lambda event: _is_current(consumer, event))
+        await _until_fault(role, work)
+
+
+def _is_current(consumer: Any, event: Any) -> bool:
+    return bool(consumer.is_current(event.message))
 
 
 class _LateSink:

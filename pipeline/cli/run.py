@@ -35,7 +35,8 @@ def run(
     role: Annotated[RoleName, typer.Argument(metavar="ROLE", help="worker, monitor, or all of them.")],
     workers: Annotated[int, typer.Option(min=1, max=256, help="Worker processes of the one consumer group.")] = 1,
     slot: Annotated[
-        int | None, typer.Option(min=1, help="Number of this worker among those on this machine.", hidden=True)
+        int | None,
+        typer.Option(min=1, help="Number of this worker among those on this machine, if started one by one."),
     ] = None,
     parent: Annotated[int | None, typer.Option(help="End with this process.", hidden=True)] = None,
 ) -> None:
