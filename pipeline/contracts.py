@@ -97,18 +97,8 @@ class OutputSink(Protocol):
         ...
 
 
-class Source(Protocol):
-    """What a scripted or real source hands to the flow."""
-
-    def __aiter__(self) -> "Source": ...
-
-    async def __anext__(self) -> RecordBatch: ...
-
-
 #: Seconds since the epoch; injected wherever time is read, so that tests own it.
 Clock = Callable[[], float]
-
-Indices = npt.NDArray[np.int64]
 
 
 class Summariser(Protocol):

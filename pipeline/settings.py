@@ -61,10 +61,6 @@ class KafkaSettings(_Section):
                 raise ValueError(f"{part.strip()!r} is not host:port")
         return value
 
-    def client_options(self) -> dict[str, str]:
-        """Options for every librdkafka client, secrets included. Do not log the result."""
-        return {**self.options, **{k: v.get_secret_value() for k, v in self.secrets.items()}}
-
 
 class RegistrySettings(_Section):
     """Where Avro schemas get their ids: a Schema Registry, or files in the project folder."""

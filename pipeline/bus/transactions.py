@@ -85,8 +85,6 @@ class TransactionalProducer(BatchProducer):
         self._began_at: float | None = None
         self._renew_because: str | None = None
         self.aborted = False
-        #: How often a new producer took this one's place.
-        self.renewals = 0
 
     def send_batch(
         self,
@@ -221,7 +219,6 @@ class TransactionalProducer(BatchProducer):
         self._errors.fatal = self._failure = self._began_at = self._renew_because = None
         self._producer = self._make()
         self._ready = False
-        self.renewals += 1
         self._initialise()
 
     def _initialise(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
+from pipeline.bus.clients import ClientOptions
 from pipeline.observe.logs import VALUE_CHARACTERS_MAX, configure, get_logger
 from pipeline.settings import load
 
@@ -166,12 +167,12 @@ def test_secrets_are_never_printed(format_: str) -> None:
         "PIPELINE__REGISTRY__BASIC_AUTH": "user:hunter2",
     }
     settings = load(environment=environment)
-    assert settings.kafka.client_options()["sasl.password"] == "hunter2"
+    assert ClientOptions.from_settings(settings).base()["sasl.password"] == "hunter2"
     stream = io.StringIO()
     configure("debug", format_, stream)  # type: ignore[arg-type]
     log = get_logger("x")
     log.info("a", settings=settings, kafka=settings.kafka, dump=settings.model_dump())
-    log.info("b", options=settings.kafka.client_options())
+    log.info("b", options=ClientOptions.from_settings(settings).base())
     log.info("c", sasl_password="hunter2", registry={"basic_auth": "user:hunter2"}, secret=SecretStr("hunter2"))
     log.info("d", urls=["https://user:hunter2@registry.example:8081/x"])
     logging.getLogger("urllib3").warning("retrying https://user:hunter2@registry.example/")
