@@ -167,6 +167,9 @@ class TransactionalProducer(BatchProducer):
             if cause is not None:
                 self._judge(cause)
             raise
+        except KafkaException as error:  # raised by poll
+            self._judge(error.args[0])
+            raise DeliveryError(f"producer: {error.args[0].str()}") from error
 
     def _call(self, call: Callable[[], Any]) -> int:
         """Call until it succeeds; how many times it had to be called again."""
@@ -188,8 +191,11 @@ class TransactionalProducer(BatchProducer):
     def _judge(self, cause: KafkaError) -> None:
         """Raise what follows from a failed call; return if it does not concern the transaction."""
         if cause.code() == KafkaError._FATAL:  # noqa: SLF001 (has no public name)
-            # Says only that something fatal came before; what it was comes through error_cb, which poll serves.
-            self._producer.poll(FATAL_WAIT_S)
+            # Says only that something fatal came before; poll says what it was, by error_cb or by raising it.
+            try:
+                self._producer.poll(FATAL_WAIT_S)
+            except KafkaException as error:
+                cause = error.args[0]
             cause = self._errors.fatal or cause
         # _STATE: nothing more can be sent in this transaction, as something in it has failed already.
         if cause.txn_requires_abort() or (self.open and cause.code() == KafkaError._STATE):  # noqa: SLF001
