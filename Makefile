@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 # Passed on: make test ARGS="-k ledger -x"
 ARGS ?=
 
-.PHONY: demo test check bench docs clean distclean help
+.PHONY: demo test check bench matrix docs clean distclean help
 
 demo: .venv/.ready-run ## Show everything at work on real data, in about a minute
 	$(BIN)/pipeline demo $(ARGS)
@@ -25,6 +25,10 @@ check: .venv/.ready-dev ## Lint, format, strict types, import law
 
 bench: .venv/.ready-dev ## Measure throughput beside a raw echo, a hand-written loop and plain Faust
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+matrix: .venv/.ready-dev ## Attack everything and write what was found into docs/matrix.md
+	$(BIN)/python -m pytest -m case --matrix docs/matrix.json $(ARGS)
+	$(BIN)/python -m tests.matrix
 
 docs: .venv/.ready-docs ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict $(ARGS)

@@ -105,13 +105,13 @@ def make_admin(bootstrap_servers: str) -> AdminClient:
     return AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 3})
 
 
-def create_topic(admin: AdminClient, topic: str, partitions: int, **config: str) -> None:
+def create_topic(admin: AdminClient, topic: str, partitions: int, replication_factor: int = 1, **config: str) -> None:
     """Create `topic` and wait for its leaders; configuration keys use underscores for dots.
 
     Raises KafkaException if it exists, or has no leaders after REQUEST_TIMEOUT_S.
     """
     dotted = {key.replace("_", "."): value for key, value in config.items()}
-    new = NewTopic(topic, num_partitions=partitions, replication_factor=1, config=dotted)
+    new = NewTopic(topic, num_partitions=partitions, replication_factor=replication_factor, config=dotted)
     admin.create_topics([new], operation_timeout=REQUEST_TIMEOUT_S)[topic].result(REQUEST_TIMEOUT_S)
     give_up = time.monotonic() + REQUEST_TIMEOUT_S
     while True:

@@ -4,11 +4,34 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 
+from tests.matrix import Recorder
+
 BOOTSTRAP_VARIABLE = "PIPELINE_TEST_BOOTSTRAP_SERVERS"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix", metavar="FILE", help="write what the tests of the fault matrix found to FILE (JSON)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if path := config.getoption("--matrix"):
+        config.pluginmanager.register(Recorder(Path(path)))
+
+
+@pytest.fixture
+def counted(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Takes counts by name (mode, events, lost, ...) and notes them for the fault matrix."""
+
+    def note(**counts: Any) -> None:
+        record_property("counted", counts)
+
+    return note
 
 
 @pytest.fixture(scope="session")

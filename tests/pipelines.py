@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from confluent_kafka import KafkaException
+from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka.admin import OffsetSpec
 
 from benchmarks import clients, job, ours, verify
 from pipeline import codec
@@ -97,6 +98,7 @@ class Pipeline:
         name: str,
         *,
         partitions: int = 4,
+        replicas: int = 1,
         settings: dict[str, Any] | None = None,
         module: str = "benchmarks.ours:Mlp",
         arguments: dict[str, Any] | None = None,
@@ -104,12 +106,11 @@ class Pipeline:
         self.folder, self.name, self.partitions = folder, name, partitions
         self.bootstrap_servers = bootstrap_servers
         self.job = job.Job(bootstrap_servers, f"{name}.events", f"{name}.predictions", name, 0)
-        self.config = ours.make_project(
-            folder / "project", self.job, {"topics.partitions": partitions, **(settings or {})}, module, arguments
-        )
+        given = {"topics.partitions": partitions, "topics.replication_factor": replicas, **(settings or {})}
+        self.config = ours.make_project(folder / "project", self.job, given, module, arguments)
         self.admin = clients.make_admin(bootstrap_servers)
         self.processes: list[Process] = []
-        clients.create_topic(self.admin, self.job.input_topic, partitions)
+        clients.create_topic(self.admin, self.job.input_topic, partitions, replicas)
 
     def start(self, *arguments: str, **environment: str) -> Process:
         """Start `pipeline ARGUMENTS` on this project."""
@@ -190,6 +191,17 @@ class Pipeline:
             for m in messages
         ]
 
+    def held_up(self, topic: str) -> dict[int, tuple[int, int]]:
+        """Partition -> (last stable offset, end) where a transaction that nobody ends holds readers up."""
+        partitions = range(clients.partition_count(self.admin, topic))
+        wanted = {TopicPartition(topic, p): OffsetSpec.latest() for p in partitions}
+        found = []
+        for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED):
+            answers = self.admin.list_offsets(wanted, isolation_level=level, request_timeout=PATIENCE_S)
+            found.append({tp.partition: future.result(PATIENCE_S).offset for tp, future in answers.items()})
+        stable, ends = found
+        return {p: (stable[p], ends[p]) for p in partitions if stable[p] != ends[p]}
+
     def uncommitted_partitions(self) -> dict[int, tuple[int, int]]:
         """Partition -> (committed, end) where these differ."""
         admin = make_admin(ClientOptions(self.bootstrap_servers))
@@ -231,6 +243,20 @@ class Spoiled:
         return Counter(
             (keys[r], self.values[r], reason.value) for r, reason in zip(self.rows, self.reasons, strict=True)
         )
+
+
+def balance(pipeline: Pipeline, events: int) -> dict[str, int]:
+    """What a read_committed reader finds, after everything was committed: lost, duplicated, reordered.
+
+    Whatever happened, nothing is foreign, wrong or under another key; the group has committed all there is; and
+    no transaction is left open that would hold readers up.
+    """
+    outputs = pipeline.outputs()
+    found = verify.compare(outputs, events)
+    assert (found.foreign, found.wrong_scores, found.wrong_keys) == (0, 0, 0), str(found)
+    assert pipeline.uncommitted_partitions() == {}
+    eventually(lambda: not pipeline.held_up(pipeline.job.output_topic), "the predictions' last transaction ended")
+    return {"lost": found.lost, "duplicated": found.duplicated, "reordered": out_of_order(outputs)}
 
 
 def _cycle(ways: list[Any]) -> Any:

@@ -2,14 +2,12 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from benchmarks import job, verify
-from tests.pipelines import Pipeline, eventually, out_of_order
+from benchmarks import job
+from tests.faults.conftest import Judge, Make
+from tests.pipelines import eventually
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -17,29 +15,8 @@ EVENTS = 300_000
 EXACT = {"delivery.mode": "exactly_once", "delivery.commit_interval_ms": 100}
 
 
-@pytest.fixture
-def make(kafka: str, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[Callable[..., Pipeline]]:
-    """Makes pipelines whose processes end with the test."""
-    made: list[Pipeline] = []
-
-    def new(**options: Any) -> Pipeline:
-        made.append(Pipeline(tmp_path / str(len(made)), kafka, unique("exact"), **options))
-        return made[-1]
-
-    yield new
-    for pipeline in made:
-        pipeline.close()
-
-
-def exact(pipeline: Pipeline) -> None:
-    """Every event has exactly one prediction that a read_committed reader sees, in the order of its key."""
-    outputs = pipeline.outputs()
-    found = verify.compare(outputs, EVENTS)
-    assert found.right, str(found)
-    assert out_of_order(outputs) == 0
-
-
-def test_a_worker_paused_beyond_its_session_commits_nothing_it_lost(make: Callable[..., Pipeline]) -> None:
+@pytest.mark.case("F6")
+def test_a_worker_paused_beyond_its_session_commits_nothing_it_lost(make: Make, judge: Judge) -> None:
     """SIGSTOP until another worker has its partitions, then SIGCONT: the zombie's transaction is aborted."""
     session = {"kafka.consumer_options": {"session.timeout.ms": "6000"}}
     pipeline = make(settings={**EXACT, **session})
@@ -55,10 +32,11 @@ def test_a_worker_paused_beyond_its_session_commits_nothing_it_lost(make: Callab
     eventually(lambda: zombie.log().count('"rebalanced"') >= 2, "the zombie back in its group")
     assert zombie.terminate() == 0, zombie.log()[-3000:]
     assert heir.terminate() == 0, heir.log()[-3000:]
-    exact(pipeline)
+    judge(pipeline, EVENTS, "exactly_once")
 
 
-def test_a_transaction_that_outlived_its_time_is_begun_anew(make: Callable[..., Pipeline]) -> None:
+@pytest.mark.case("F7")
+def test_a_transaction_that_outlived_its_time_is_begun_anew(make: Make, judge: Judge) -> None:
     """SIGSTOP past transaction.timeout.ms: the broker aborts, the worker takes a new producer and goes on."""
     pipeline = make(
         module="tests.faults.models:Slow",
@@ -83,10 +61,11 @@ def test_a_transaction_that_outlived_its_time_is_begun_anew(make: Callable[..., 
     pipeline.await_committed(EVENTS)
     assert worker.terminate() == 0, worker.log()[-3000:]
     assert "reading again from the last commit" in worker.log()
-    exact(pipeline)
+    judge(pipeline, EVENTS, "exactly_once")
 
 
-def test_of_two_workers_with_one_id_the_older_is_fenced(make: Callable[..., Pipeline]) -> None:
+@pytest.mark.case("F11")
+def test_of_two_workers_with_one_id_the_older_is_fenced(make: Make, judge: Judge) -> None:
     """The same slot twice on one machine: the first ends with exit code 4, and nothing is doubled."""
     pipeline = make(settings=EXACT)
     older = pipeline.start("run", "worker")
@@ -102,4 +81,4 @@ def test_of_two_workers_with_one_id_the_older_is_fenced(make: Callable[..., Pipe
     assert "another instance" in older.log()
     eventually(lambda: pipeline.committed() == EVENTS, "everything committed by the younger")
     assert younger.terminate() == 0, younger.log()[-3000:]
-    exact(pipeline)
+    judge(pipeline, EVENTS, "exactly_once")

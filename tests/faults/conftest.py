@@ -1,0 +1,51 @@
+"""Pipelines to attack, and the count of what came out of them."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from tests.pipelines import Pipeline, balance
+
+
+class Make(Protocol):
+    """Makes a pipeline on the session's Kafka, or on another; its processes end with the test."""
+
+    def __call__(self, bootstrap_servers: str | None = None, **options: Any) -> Pipeline: ...
+
+
+class Judge(Protocol):
+    """Counts what came out, holds it to what the delivery mode promises, and notes it for the matrix."""
+
+    def __call__(self, pipeline: Pipeline, events: int, mode: str, **more: Any) -> dict[str, int]: ...
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[Make]:
+    """See Make."""
+    made: list[Pipeline] = []
+
+    def new(bootstrap_servers: str | None = None, **options: Any) -> Pipeline:
+        servers = bootstrap_servers or request.getfixturevalue("kafka")
+        made.append(Pipeline(tmp_path / str(len(made)), servers, unique("faults"), **options))
+        return made[-1]
+
+    yield new
+    for pipeline in made:
+        pipeline.close()
+
+
+@pytest.fixture
+def judge(counted: Callable[..., None]) -> Judge:
+    """See Judge. Duplicates, and with them order, are the test's to bound in at_least_once."""
+
+    def check(pipeline: Pipeline, events: int, mode: str, **more: Any) -> dict[str, int]:
+        found = balance(pipeline, events)
+        counted(mode=mode, events=events, **found, **more)
+        assert found["lost"] == 0
+        if mode == "exactly_once":
+            assert (found["duplicated"], found["reordered"]) == (0, 0)
+        return found
+
+    return check
