@@ -28,7 +28,7 @@ from typing import Self
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from pipeline.bus.node import HOST, Node, new_cluster_id, properties, render
+from pipeline.bus.node import HOST, Node, ProxyPorts, new_cluster_id, properties, render
 from pipeline.errors import EmbeddedBrokerError
 
 DEFAULT_DATA_DIR = Path(".pipeline/kafka")
@@ -77,6 +77,8 @@ class EmbeddedKafka:
     data_dir: kept, and good for the next start (default .pipeline/kafka); an `ephemeral` broker has a temporary
         one that `stop` removes.
     port: of 127.0.0.1; 0 takes a free one, and keeps it for further starts of this object.
+    advertised_port: where clients are told to connect instead, as a proxy listens there that passes on to
+        `port`. What brokers say among themselves does not go through it, and the start does not wait for it.
     heap_mb: Java heap in MiB.
     fast_start: compile less and collect serially: starts sooner, runs slower. Off for benchmarks.
     server_properties: further Kafka settings.
@@ -91,6 +93,7 @@ class EmbeddedKafka:
         data_dir: Path | None = None,
         *,
         port: int = 9092,
+        advertised_port: int | None = None,
         ephemeral: bool = False,
         heap_mb: int = 512,
         fast_start: bool = True,
@@ -103,6 +106,7 @@ class EmbeddedKafka:
         self._ephemeral = ephemeral
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._port = port
+        self._advertised_port = advertised_port
         self._heap_mb = heap_mb
         self._fast_start = fast_start
         self._extra = dict(server_properties or {})
@@ -119,7 +123,7 @@ class EmbeddedKafka:
 
     @property
     def bootstrap_servers(self) -> str:
-        """`127.0.0.1:PORT`; with port 0 known from the first start on."""
+        """`127.0.0.1:PORT`, the broker's own; with port 0 known from the first start on."""
         return f"{HOST}:{self._port}"
 
     @property
@@ -230,7 +234,12 @@ class EmbeddedKafka:
         elif fault := port_fault(self._port):
             mend = "stop what listens there or choose another port (--port; 0: any free one)"
             raise EmbeddedBrokerError(f"port {self._port} of {HOST}: {fault}; {mend}")
-        return Node(1, self._port, free_port({self._port}))
+        taken = {self._port} if self._advertised_port is None else {self._port, self._advertised_port}
+        controller_port = free_port(taken)
+        if self._advertised_port is None:
+            return Node(1, self._port, controller_port)
+        internal_port = free_port({*taken, controller_port})
+        return Node(1, self._port, controller_port, ProxyPorts(self._advertised_port, internal_port))
 
     def _format_once(self, java: Sequence[str]) -> str:
         """Cluster id of the data folder; a new one is formatted first. Kafka writes meta.properties last."""

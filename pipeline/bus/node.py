@@ -13,17 +13,29 @@ HOST = "127.0.0.1"
 #: These keep the promises made above; server_properties cannot change them.
 _RESERVED = frozenset(
     {"process.roles", "node.id", "listeners", "controller.listener.names", "controller.quorum.voters"}
-    | {"listener.security.protocol.map", "log.dir", "log.dirs", "metadata.log.dir"}
+    | {"inter.broker.listener.name", "listener.security.protocol.map", "log.dir", "log.dirs", "metadata.log.dir"}
 )
 
 
 @dataclass(frozen=True)
 class Node:
-    """One broker and controller, and its two ports on 127.0.0.1."""
+    """One broker and controller, and its ports on 127.0.0.1.
+
+    proxy: where clients are told to connect, and brokers among themselves at `internal`; None: both at `port`.
+    """
 
     id: int
     port: int
     controller_port: int
+    proxy: "ProxyPorts | None" = None
+
+
+@dataclass(frozen=True)
+class ProxyPorts:
+    """A proxy listens on `advertised` and passes on to the node's `port`; no proxy touches `internal`."""
+
+    advertised: int
+    internal: int
 
 
 def properties(node: Node, voters: Sequence[Node], extra: Mapping[str, str]) -> dict[str, str]:
@@ -40,9 +52,7 @@ def properties(node: Node, voters: Sequence[Node], extra: Mapping[str, str]) -> 
         "node.id": str(node.id),
         "controller.quorum.voters": ",".join(f"{v.id}@{HOST}:{v.controller_port}" for v in voters),
         "controller.listener.names": "CONTROLLER",
-        "listeners": f"PLAINTEXT://{HOST}:{node.port},CONTROLLER://{HOST}:{node.controller_port}",
-        "advertised.listeners": f"PLAINTEXT://{HOST}:{node.port}",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        **_listeners(node),
         "log.dirs": "data",
         "auto.create.topics.enable": "false",
         "default.replication.factor": str(copies),
@@ -67,6 +77,25 @@ def properties(node: Node, voters: Sequence[Node], extra: Mapping[str, str]) -> 
         "log.cleaner.dedupe.buffer.size": str(1 << 24),
         **extra,
     }
+
+
+def _listeners(node: Node) -> dict[str, str]:
+    listening, advertised, between = {"PLAINTEXT": node.port}, {"PLAINTEXT": node.port}, "PLAINTEXT"
+    if node.proxy is not None:
+        between = "INTERNAL"
+        listening[between] = node.proxy.internal
+        advertised = {"PLAINTEXT": node.proxy.advertised, between: node.proxy.internal}
+    listening["CONTROLLER"] = node.controller_port
+    return {
+        "listeners": _urls(listening),
+        "advertised.listeners": _urls(advertised),
+        "inter.broker.listener.name": between,
+        "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in listening),
+    }
+
+
+def _urls(ports: Mapping[str, int]) -> str:
+    return ",".join(f"{name}://{HOST}:{port}" for name, port in ports.items())
 
 
 def render(values: Mapping[str, str]) -> str:

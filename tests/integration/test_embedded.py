@@ -129,6 +129,18 @@ def test_the_broker_dies_with_its_parent(tmp_path: Path) -> None:
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), 10)
 
 
+def test_clients_are_told_the_port_of_a_proxy(tmp_path: Path) -> None:
+    """The broker starts before its proxy does, and talks to itself (a transaction's markers, say) without it."""
+    proxy_port = free_port()
+    with EmbeddedKafka(tmp_path / "kafka", port=0, advertised_port=proxy_port) as broker:
+        assert not broker.bootstrap_servers.endswith(f":{proxy_port}")
+        told = make_admin(ClientOptions(broker.bootstrap_servers)).list_topics(timeout=10).brokers
+        assert [b.port for b in told.values()] == [proxy_port]
+        said = (tmp_path / "kafka" / "server.properties").read_text()
+        assert "inter.broker.listener.name=INTERNAL" in said
+        assert said.count(f":{proxy_port}") == 1
+
+
 def test_jars_come_from_the_cache_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once downloaded, nothing is fetched: with no way to fetch, the same class path."""
     first = embedded.resolve_jars()
