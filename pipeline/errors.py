@@ -13,12 +13,17 @@
     ├── DeliveryError          the broker refused an output record              exit 7
     ├── TransactionAbortedError  its inputs are read again: handled inside
     ├── DrainTimeoutError      shutdown deadline passed with work in flight     exit 8
-    └── EmbeddedBrokerError    the embedded Kafka cannot be fetched or started  exit 9
+    ├── EmbeddedBrokerError    the embedded Kafka cannot be fetched or started  exit 9
+    ├── ExhaustedError         memory, open files, threads or disk ran out      exit 10
+    ├── CorruptInputError      a batch is damaged on the broker                 exit 11
+    └── InternalError          what nobody thought of: a bug                    exit 70
 
 A record that cannot be used is *not* an error: it is a value (`records.Reject`)
 and becomes a dead letter. Exceptions are for faults.
 """
 
+import errno
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -29,6 +34,8 @@ class PipelineError(Exception):
     retriable: ClassVar[bool] = False
     #: Process exit code when this error ends a command. 130 is kept for Ctrl-C.
     exit_code: ClassVar[int] = 1
+    #: Whether a new process may fare better, so that a supervisor starts one.
+    restart_mends: ClassVar[bool] = False
 
 
 class SettingsError(PipelineError):
@@ -70,18 +77,21 @@ class UnreachableError(PipelineError):
 
     retriable = True
     exit_code = 5
+    restart_mends = True
 
 
 class ScoringError(PipelineError):
     """The model raised, or returned the wrong shape, and the retries are used up."""
 
     exit_code = 6
+    restart_mends = True
 
 
 class DeliveryError(PipelineError):
     """The broker refused an output record for good; its inputs stay uncommitted."""
 
     exit_code = 7
+    restart_mends = True
 
 
 class TransactionAbortedError(PipelineError):
@@ -94,9 +104,60 @@ class DrainTimeoutError(PipelineError):
     """The shutdown deadline passed while batches were still in flight."""
 
     exit_code = 8
+    restart_mends = True
 
 
 class EmbeddedBrokerError(PipelineError):
     """The embedded Apache Kafka could not be downloaded, started or stopped."""
 
     exit_code = 9
+
+
+class ExhaustedError(PipelineError):
+    """The machine, or this process's share of it, ran out of memory, open files, threads or disk."""
+
+    exit_code = 10
+    restart_mends = True
+
+
+class CorruptInputError(PipelineError):
+    """A batch of input records has a wrong checksum each time it is fetched: it is damaged where it is stored."""
+
+    exit_code = 11
+
+
+class InternalError(PipelineError):
+    """An exception that nobody raised on purpose; the log has its traceback."""
+
+    exit_code = 70
+    restart_mends = True
+
+
+_EXHAUSTED = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT})
+
+
+def explained(error: Exception) -> PipelineError:
+    """`error` as one of ours: itself, ExhaustedError where the system ran out of something, else InternalError."""
+    if isinstance(error, PipelineError):
+        return error
+    told = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, MemoryError):
+        return ExhaustedError(
+            f"out of memory ({told}); allow the process more, or lower scoring.step_max and batch_max"
+        )
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        return ExhaustedError(f"the system refuses more ({told}); raise the limit it names")
+    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+        return ExhaustedError(f"the system refuses more threads ({told}); raise the limit of processes")
+    return InternalError(f"{told}. This is a bug.")
+
+
+def restart_mends(exit_code: int) -> bool:
+    """Whether starting a process again that ended with `exit_code` (128 + n for signal n) may help."""
+    return all(kind.restart_mends for kind in _kinds(PipelineError) if kind.exit_code == exit_code)
+
+
+def _kinds(kind: type[PipelineError]) -> Iterator[type[PipelineError]]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from _kinds(narrower)

@@ -21,7 +21,7 @@ import structlog
 from pipeline import codec, drift, observe
 from pipeline.bus import Configuration, Hooks, Transactions, batch_topic, configure, topics
 from pipeline.bus.clients import ClientOptions, make_admin, wait_for_broker
-from pipeline.errors import BundleError, ContractError, PipelineError, UnreachableError
+from pipeline.errors import BundleError, ContractError, PipelineError, UnreachableError, explained
 from pipeline.models import bundle as bundles
 from pipeline.models import devices, loading
 from pipeline.scoring.engine import TorchModel
@@ -63,10 +63,8 @@ class Role:
 
     def fail(self, error: Exception) -> None:
         """Stop this role: nothing more is committed, and the process exits with the error's code."""
-        if not isinstance(error, PipelineError):
-            error = PipelineError(f"{type(error).__name__}: {error}. This is a bug.")
         if not self.fault.done():
-            self.fault.set_result(error)
+            self.fault.set_result(explained(error))
         if self.app is not None and self.app._consumer is not None:  # noqa: SLF001 (do not make one now)
             self.app.consumer.abandon()
 

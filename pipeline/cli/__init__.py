@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from pipeline import __version__
 from pipeline.cli.context import Flags, print_error
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, explained
 
 
 class Command(NamedTuple):
@@ -144,4 +144,10 @@ def main() -> None:
     """Entry point of the console command `pipeline`."""
     # Importing faust looks through sys.argv for options of its own, among them --loop: it must not find ours.
     arguments, sys.argv[1:] = sys.argv[1:], []
-    make_app()(arguments, prog_name="pipeline")
+    try:
+        make_app()(arguments, prog_name="pipeline")
+    except Exception as error:  # noqa: BLE001 (whatever it is: a cause in the last line, and a code of its own)
+        traceback.print_exc()
+        known = explained(error)
+        print_error(str(known))
+        sys.exit(known.exit_code)

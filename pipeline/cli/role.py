@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from pipeline import observe, topology
-from pipeline.errors import PipelineError
+from pipeline.errors import InternalError, PipelineError
 from pipeline.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -73,7 +73,7 @@ async def _run_app(role: topology.Role, stop: asyncio.Event) -> PipelineError | 
     waits = [asyncio.ensure_future(w) for w in (stop.wait(), _wait(role.fault), app.wait_until_stopped())]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     if app.crashed and not role.fault.done():
-        role.fail(app.crash_reason or PipelineError("the Faust app crashed without a reason"))
+        role.fail(app.crash_reason or InternalError("the Faust app crashed without a reason. This is a bug."))
     if not role.fault.done():
         log.info("stopping: draining what is in flight", deadline_s=role.settings.delivery.shutdown_deadline_s)
     role.metrics.ready(False)

@@ -90,10 +90,14 @@ def table(page: str, heading: str) -> list[list[str]]:
 
 
 def test_exit_codes_are_the_errors_own() -> None:
-    """A code that an error ends with is listed, and none that nothing ends with."""
+    """A code that an error ends with is listed, and none that nothing ends with; so is what a supervisor does."""
     kinds = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.PipelineError)]
     codes = {0, 130, *(kind.exit_code for kind in kinds)}
-    assert [int(code) for code, _ in table("command-line.md", "Exit codes")] == sorted(codes)
+    rows = table("command-line.md", "Exit codes")
+    assert [int(code) for code, _, _ in rows] == sorted(codes)
+    restarted = {int(code): told == "yes" for code, _, told in rows}
+    del restarted[130]  # Ctrl-C at a command in the foreground: nothing that a supervisor sees
+    assert restarted == {code: errors.restart_mends(code) for code in restarted}
 
 
 def test_commands_are_listed() -> None:
