@@ -94,6 +94,21 @@ class EventSettings(_Section):
     label_field: str | None = Field(None, description="Field or column with the truth, for evaluation only")
 
 
+class InputSettings(_Section):
+    """How much bad input a worker takes before it stops with exit code 3."""
+
+    bad_share_max: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of dead letters among a worker's latest events above which it stops; 1: never",
+    )
+    window_events: int = Field(
+        10_000, ge=10, le=10_000_000, description="How many of a worker's latest events are looked at"
+    )
+    events_min: int = Field(1_000, ge=1, description="A worker that has read fewer events does not stop for this")
+
+
 class ModelSettings(_Section):
     """Which model, and where it runs."""
 
@@ -145,6 +160,17 @@ class DriftSettings(_Section):
     state_dir: Path = Field(Path("state"), description="Folder of the monitor's saved state")
 
 
+class SupervisorSettings(_Section):
+    """What `run all` and `run worker --workers N` do about a process that ends by itself."""
+
+    restarts_max: int = Field(
+        5, ge=0, le=1000, description="Restarts of one process within `window_s`; then the whole group ends. 0: none"
+    )
+    window_s: float = Field(600.0, gt=0, description="An end longer ago than this is forgotten")
+    backoff_s: float = Field(1.0, ge=0, le=3600, description="Wait before the first restart; doubles each time")
+    backoff_max_s: float = Field(30.0, ge=0, le=3600, description="Longest wait before a restart")
+
+
 class ObserveSettings(_Section):
     """Metrics, health and logs."""
 
@@ -168,10 +194,12 @@ class Settings(_Section):
     registry: RegistrySettings = RegistrySettings()
     topics: TopicSettings = TopicSettings()
     events: EventSettings = EventSettings()
+    input: InputSettings = InputSettings()
     model: ModelSettings = ModelSettings()
     scoring: ScoringSettings = ScoringSettings()
     delivery: DeliverySettings = DeliverySettings()
     drift: DriftSettings = DriftSettings()
+    supervisor: SupervisorSettings = SupervisorSettings()
     observe: ObserveSettings = ObserveSettings()
     #: Folder that relative paths are relative to; set by `load`.
     root: Path = Path()

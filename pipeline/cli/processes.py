@@ -1,10 +1,9 @@
-"""A group of role processes that lives and ends together: what `run all` and `demo` supervise."""
+"""A group of role processes on this machine: what `run all` supervises and `demo` watches."""
 
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -16,8 +15,6 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-#: How often a waiting supervisor looks: how late the end of a role is noticed.
-POLL_S = 0.1
 #: On top of the roles' own shutdown deadline: interpreter start and end, closing of connections.
 GRACE_S = 10.0
 
@@ -47,7 +44,7 @@ def command(flags: Sequence[str], role: RoleProcess) -> list[str]:
 
 
 class ProcessGroup:
-    """Starts roles, notices the first that ends, ends the others.
+    """Starts roles, says which have ended, ends them all in order.
 
     The processes are in sessions of their own, so that a Ctrl-C at the terminal reaches the supervisor alone,
     which passes it on: each role drains once, and nobody is interrupted twice.
@@ -94,18 +91,15 @@ class ProcessGroup:
 
     def ended(self) -> tuple[RoleProcess, int] | None:
         """A role that has ended, with its exit code (128 + n for signal n), failures first; None while all run."""
-        codes = [(role, _exit_code(p.returncode)) for role, p in self._processes.items() if p.poll() is not None]
+        codes = [(role, exit_code(p.returncode)) for role, p in self._processes.items() if p.poll() is not None]
         return max(codes, key=lambda pair: pair[1], default=None)
 
-    def wait(self, stop: threading.Event) -> int:
-        """Until `stop`, or until a role ends by itself: then the others are ended too. The worst exit code."""
-        while not stop.wait(POLL_S):
-            if (found := self.ended()) is not None:
-                role, code = found
-                log.error("a role ended, stopping the others", role=str(role), exit_code=code)
-                # A role that leaves without being told to is a fault, whatever it says.
-                return max(self.stop(), code, 1)
-        return self.stop()
+    def take_ended(self) -> list[tuple[RoleProcess, int]]:
+        """As `ended`, all that have; they are no longer of this group, and may be started again."""
+        taken = [(role, exit_code(p.returncode)) for role, p in self._processes.items() if p.poll() is not None]
+        for role, _ in taken:
+            del self._processes[role]
+        return taken
 
     def stop(self) -> int:
         """SIGTERM to all, wait for their drain, SIGKILL past the deadline. The worst exit code."""
@@ -120,12 +114,13 @@ class ProcessGroup:
                 log.error("a role did not end by its deadline and was killed", role=str(role))
                 process.kill()
                 process.wait()
-        worst = max((_exit_code(p.returncode) for p in self._processes.values()), default=0)
+        worst = max((exit_code(p.returncode) for p in self._processes.values()), default=0)
         self._processes.clear()
         return worst
 
 
-def _exit_code(returncode: int) -> int:
+def exit_code(returncode: int) -> int:
+    """A process's exit code as a shell would give it: 128 + n for signal n."""
     return returncode if returncode >= 0 else 128 - returncode
 
 

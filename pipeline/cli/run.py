@@ -14,6 +14,7 @@ import typer
 
 from pipeline.cli.context import Flags, print_error, settings_of
 from pipeline.cli.processes import ProcessGroup, end_with_parent, roles
+from pipeline.cli.supervisor import Supervisor
 from pipeline.errors import PipelineError, SettingsError
 from pipeline.observe import logs
 from pipeline.settings import Settings
@@ -43,7 +44,8 @@ def run(
     """Run workers, the drift monitor, or all of them, until Ctrl-C or SIGTERM.
 
     A stop drains what is in flight, commits it and leaves the group, within delivery.shutdown_deadline_s.
-    Exit code 0: stopped in order. Other codes: see the documentation; the last log line says the cause.
+    Several processes are supervised: one that crashes is started again, up to supervisor.restarts_max times.
+    Exit code 0: stopped in order. Other codes: see the documentation; the last line says the cause.
 
     [bold]Examples[/bold]
 
@@ -94,10 +96,9 @@ def _run_group(settings: Settings, flags: Flags, role: RoleName, workers: int) -
     stop = threading.Event()
     before = {n: signal.signal(n, lambda *_: stop.set()) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        group = ProcessGroup(flags.as_arguments(), settings.delivery.shutdown_deadline_s)
-        with group:
-            group.start(roles(role.value, workers, monitor=settings.drift.enabled))
-            return group.wait(stop)
+        with ProcessGroup(flags.as_arguments(), settings.delivery.shutdown_deadline_s) as group:
+            wanted = roles(role.value, workers, monitor=settings.drift.enabled)
+            return Supervisor(group, settings.supervisor).run(wanted, stop)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -56,27 +55,24 @@ def test_a_stop_ends_all_in_order(stand_in: dict[str, str], tmp_path: Path) -> N
     with ProcessGroup([], 5.0, tmp_path) as group:
         group.start(roles("all", 2))
         await_up(group, *roles("all", 2))
-        stop = threading.Event()
-        stop.set()
-        assert group.wait(stop) == 0
+        assert group.ended() is None
+        assert group.take_ended() == []
+        assert group.stop() == 0
 
 
-def test_one_that_fails_ends_the_others_and_its_code_is_the_groups(stand_in: dict[str, str], tmp_path: Path) -> None:
-    """The supervisor exits with the code of the role that failed."""
-    stand_in.update(worker="import sys; sys.exit(6)", monitor=OBEDIENT)
+def test_those_that_ended_are_told_once(stand_in: dict[str, str], tmp_path: Path) -> None:
+    """With their exit codes; 128 + n for a signal; afterwards they can be started again."""
+    stand_in.update(worker="import sys; sys.exit(6)", monitor="import os; os.kill(os.getpid(), 9)")
     with ProcessGroup([], 5.0, tmp_path) as group:
-        group.start([RoleProcess("monitor")])
-        await_up(group, RoleProcess("monitor"))
-        group.start([RoleProcess("worker")])
-        assert group.wait(threading.Event()) == 6
-
-
-def test_one_that_leaves_without_being_told_is_a_fault(stand_in: dict[str, str], tmp_path: Path) -> None:
-    """Even with exit code 0: nobody asked it to stop."""
-    stand_in.update(worker="pass")
-    with ProcessGroup([], 5.0, tmp_path) as group:
-        group.start([RoleProcess("worker")])
-        assert group.wait(threading.Event()) == 1
+        found: dict[RoleProcess, int] = {}
+        group.start(roles("all", 1))
+        give_up = time.monotonic() + 20
+        while len(found) < 2:
+            assert time.monotonic() < give_up
+            found |= dict(group.take_ended())
+        assert found == {RoleProcess("worker"): 6, RoleProcess("monitor"): 128 + signal.SIGKILL}
+        assert group.take_ended() == []
+        assert group.stop() == 0
 
 
 def test_one_that_ignores_sigterm_is_killed_past_the_deadline(
