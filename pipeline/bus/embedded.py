@@ -28,7 +28,7 @@ from typing import Self
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from pipeline.bus.node import HOST, Node, ProxyPorts, new_cluster_id, properties, render
+from pipeline.bus.node import HOST, Membership, Node, ProxyPorts, new_cluster_id, properties, render
 from pipeline.errors import EmbeddedBrokerError
 
 DEFAULT_DATA_DIR = Path(".pipeline/kafka")
@@ -82,6 +82,7 @@ class EmbeddedKafka:
     heap_mb: Java heap in MiB.
     fast_start: compile less and collect serially: starts sooner, runs slower. Off for benchmarks.
     server_properties: further Kafka settings.
+    membership: makes it one of a cluster (cluster.py), with ports chosen there; else it is a cluster by itself.
     progress: called with a line of text now and then while starting, possibly from another thread.
 
     The broker dies with this process, whatever ends it (on Linux; on macOS only a regular end), and a Ctrl-C
@@ -98,6 +99,7 @@ class EmbeddedKafka:
         heap_mb: int = 512,
         fast_start: bool = True,
         server_properties: Mapping[str, str] | None = None,
+        membership: Membership | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
         if ephemeral and data_dir is not None:
@@ -105,7 +107,8 @@ class EmbeddedKafka:
         self.data_dir = (data_dir or DEFAULT_DATA_DIR).absolute()
         self._ephemeral = ephemeral
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._port = port
+        self._membership = membership
+        self._port = port if membership is None else membership.node.port
         self._advertised_port = advertised_port
         self._heap_mb = heap_mb
         self._fast_start = fast_start
@@ -158,11 +161,12 @@ class EmbeddedKafka:
             with _explaining(self.data_dir):
                 self._take_folder()
                 node = self._choose_ports()
-                text = render(properties(node, [node], self._extra))
+                voters = [node] if self._membership is None else self._membership.voters
+                text = render(properties(node, voters, self._extra))
                 (self.data_dir / "server.properties").write_text(text, "ascii")
                 cluster_id = self._format_once(java)
                 self._process = self._spawn([*java, "kafka.Kafka", "server.properties"])
-            self._await_answer(cluster_id, deadline, timeout_s)
+            self._await_answer(cluster_id, node.id, deadline, timeout_s)
         except BaseException:
             self.kill()
             self._remove_temporary()
@@ -234,6 +238,8 @@ class EmbeddedKafka:
         elif fault := port_fault(self._port):
             mend = "stop what listens there or choose another port (--port; 0: any free one)"
             raise EmbeddedBrokerError(f"port {self._port} of {HOST}: {fault}; {mend}")
+        if self._membership is not None:
+            return self._membership.node
         taken = {self._port} if self._advertised_port is None else {self._port, self._advertised_port}
         controller_port = free_port(taken)
         if self._advertised_port is None:
@@ -245,7 +251,8 @@ class EmbeddedKafka:
         """Cluster id of the data folder; a new one is formatted first. Kafka writes meta.properties last."""
         meta = self.data_dir / "data" / "meta.properties"
         if not meta.exists():
-            tool = [*java, "kafka.tools.StorageTool", "format", "-c", "server.properties", "-t", new_cluster_id()]
+            cluster_id = new_cluster_id() if self._membership is None else self._membership.cluster_id
+            tool = [*java, "kafka.tools.StorageTool", "format", "-c", "server.properties", "-t", cluster_id]
             process = self._spawn(tool)
             try:
                 code: int | None = process.wait(_FORMAT_TIMEOUT_S)
@@ -285,13 +292,13 @@ class EmbeddedKafka:
         Thread(target=run, name="embedded-kafka", daemon=True).start()
         return started.result()
 
-    def _await_answer(self, cluster_id: str, deadline: float, timeout_s: float) -> None:
-        """Wait until the broker serves metadata. Kafka listens earlier than it answers."""
+    def _await_answer(self, cluster_id: str, node_id: int, deadline: float, timeout_s: float) -> None:
+        """Wait until the broker serves metadata and is in them. Kafka listens earlier than it answers."""
         assert self._process is not None
         while (code := self._process.poll()) is None:
             if time.monotonic() > deadline:
                 raise EmbeddedBrokerError(f"Kafka did not answer within {timeout_s:g} s: {self.log_tail()}")
-            answer = _answering_cluster(self.bootstrap_servers)
+            answer = _answering_cluster(self.bootstrap_servers, node_id)
             if answer == cluster_id:
                 return
             if answer is not None:
@@ -326,8 +333,8 @@ def port_fault(port: int) -> str | None:
     return None
 
 
-def _answering_cluster(bootstrap_servers: str) -> str | None:
-    """Id of the cluster that serves clients there, or None."""
+def _answering_cluster(bootstrap_servers: str, node_id: int) -> str | None:
+    """Id of the cluster that serves clients there and has node `node_id` among its brokers, or None."""
     host, _, port = bootstrap_servers.rpartition(":")
     try:
         # Cheaper than a client per attempt, and without librdkafka's growing pauses between attempts.
@@ -336,7 +343,7 @@ def _answering_cluster(bootstrap_servers: str) -> str | None:
         found = admin.list_topics(timeout=1)
     except (OSError, KafkaException):
         return None
-    return str(found.cluster_id) if found.brokers else None
+    return str(found.cluster_id) if node_id in found.brokers else None
 
 
 def _java() -> Path:

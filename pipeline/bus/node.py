@@ -38,6 +38,15 @@ class ProxyPorts:
     internal: int
 
 
+@dataclass(frozen=True)
+class Membership:
+    """What makes a broker one of a cluster: its own ports, and those of all; they stay as long as the cluster."""
+
+    node: Node
+    voters: Sequence[Node]
+    cluster_id: str
+
+
 def properties(node: Node, voters: Sequence[Node], extra: Mapping[str, str]) -> dict[str, str]:
     """Kafka's settings for `node` of the cluster `voters`; log.dirs is relative to the data folder.
 
