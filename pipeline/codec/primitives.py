@@ -68,7 +68,7 @@ def _int(cursor: Cursor) -> int:
     start = cursor.pos
     value = read_long(cursor)
     if not INT_MIN <= value <= INT_MAX:
-        raise Malformed(f"{value} at byte {start} is beyond an int of 32 bits")
+        raise Malformed(f"an int of more than 32 bits at byte {start}")
     return value
 
 
@@ -79,7 +79,7 @@ def _null(_: Cursor) -> None:
 def _boolean(cursor: Cursor) -> bool:
     byte = cursor.data[cursor.take(1, "boolean")]
     if byte > 1:
-        raise Malformed(f"{byte} at byte {cursor.pos - 1} is no boolean")
+        raise Malformed(f"neither 0 nor 1 at byte {cursor.pos - 1}, where a boolean should be")
     return byte == 1
 
 

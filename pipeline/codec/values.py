@@ -24,7 +24,10 @@ _EPOCH_DATE = dt.date(1970, 1, 1)
 
 
 class Malformed(Exception):  # noqa: N818 (a finding about a record, never raised out of this room)
-    """The bytes are no record of the schema; the message says in which field, why, and at which byte."""
+    """The bytes are no record of the schema; the message says in which field, why, and at which byte.
+
+    It never says what a field holds: a message goes where the record's bytes must not.
+    """
 
     def __init__(self, what: str, reason: Reason = Reason.UNDECODABLE) -> None:
         super().__init__(what)
@@ -83,7 +86,7 @@ def _moment(epoch: dt.datetime, unit: str) -> Callable[[int], dt.datetime]:
         try:
             return epoch + dt.timedelta(**{unit: value})
         except OverflowError:
-            raise Malformed(f"{value} {unit} since 1970 are beyond the years 1 to 9999") from None
+            raise Malformed(f"{unit} since 1970 beyond the years 1 to 9999") from None
 
     return convert
 
@@ -92,13 +95,13 @@ def _date(days: int) -> dt.date:
     try:
         return _EPOCH_DATE + dt.timedelta(days=days)
     except OverflowError:
-        raise Malformed(f"{days} days since 1970 are beyond the years 1 to 9999") from None
+        raise Malformed("days since 1970 beyond the years 1 to 9999") from None
 
 
 def _time_of_day(unit: str) -> Callable[[int], dt.time]:
     def convert(value: int) -> dt.time:
         if not dt.timedelta(0) <= (since := dt.timedelta(**{unit: value})) < dt.timedelta(days=1):
-            raise Malformed(f"{value} {unit} are no time of the day")
+            raise Malformed(f"{unit} that are no time of the day")
         return (_EPOCH_LOCAL + since).time()
 
     return convert
@@ -108,7 +111,7 @@ def _uuid(text: str) -> uuid.UUID:
     try:
         return uuid.UUID(text)
     except ValueError:
-        raise Malformed(f"{text[:50]!r} is no UUID") from None
+        raise Malformed("text that is no UUID") from None
 
 
 _OBJECTS: dict[tuple[str, str], Callable[[Any], Any]] = {

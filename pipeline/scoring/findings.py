@@ -9,7 +9,8 @@ import numpy as np
 from pipeline.records import Feature, Longs, Reason, Reject, Stage
 from pipeline.scoring.fields import Mask
 
-#: A message goes into a dead letter's header: one line, and short beside the record itself.
+#: A message goes into a dead letter's header, and may come into a log: one line, short beside the record itself,
+#: and without what the record holds. It says which field, which rule, which size; the bytes say the rest.
 MESSAGE_CHARACTERS_MAX = 200
 
 

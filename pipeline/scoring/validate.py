@@ -9,7 +9,6 @@ All checks are made on the float32 value that the model would see, bounds rounde
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -195,7 +194,6 @@ class Validator:
                 model[:, place],
                 fields.null_mask(column),
                 lambda mask: mask,
-                partial(_shown, column),
                 findings,
             )
         return raw, model
@@ -223,7 +221,7 @@ class Validator:
                 index,
                 Reason.UNKNOWN_CATEGORY,
                 unknown,
-                lambda row: f"{text[row].as_py()[:80]!r} is none of the {len(vocabulary)} known categories",
+                lambda _: f"is none of the {len(vocabulary)} known categories",
             )
         return codes
 
@@ -257,7 +255,6 @@ class Validator:
                 values,
                 np.zeros(values.shape, dtype=np.bool_),
                 lambda mask: np.asarray(mask.any(axis=axes)),
-                lambda _: "a value in it",
                 findings,
             )
         return values
@@ -284,7 +281,7 @@ class Validator:
                 hit[owners[mask]] = True
                 return hit
 
-            self._mend(index, values, fields.null_mask(elements), rows_of, lambda _: "a value in it", findings)
+            self._mend(index, values, fields.null_mask(elements), rows_of, findings)
         if null.any():
             self._mend_null(index, null, findings)
             if feature.on_null == "impute":
@@ -309,12 +306,11 @@ class Validator:
         values: Floats,
         null: Mask,
         rows_of: Callable[[Mask], Mask],
-        show: Callable[[int], str],
         findings: Findings,
     ) -> None:
         """Apply a feature's `on_null` and `on_range` to float32 `values`, in place.
 
-        null: of the shape of `values`. rows_of: a mask of that shape -> (n,) rows with a hit. show: a row's value.
+        null: of the shape of `values`. rows_of: a mask of that shape -> (n,) rows with a hit.
         """
         feature, (low, high) = self._features[index], self._bounds[index]
         finite = np.isfinite(values)
@@ -327,10 +323,10 @@ class Validator:
         else:
             # Of two faults of one row the first counts: a null is not finite either.
             findings.fault(index, Reason.NULL_FEATURE, rows_of(null), _tell_null)
-            findings.fault(index, Reason.NOT_FINITE, missing, lambda row: f"{show(row)} is not a finite float32")
+            findings.fault(index, Reason.NOT_FINITE, missing, _tell_not_finite)
         if feature.on_range == "reject":
             findings.fault(
-                index, Reason.OUT_OF_RANGE, rows_of(outside), lambda row: f"{show(row)} is outside {feature.range}"
+                index, Reason.OUT_OF_RANGE, rows_of(outside), lambda _: f"has a value outside {feature.range}"
             )
         elif feature.on_range == "clip":
             values[outside] = np.clip(values[outside], low, high)
@@ -340,12 +336,12 @@ class Validator:
             findings.mended(index, "range", rows_of(outside))
 
 
-def _shown(column: pa.Array, row: int) -> str:
-    return repr(column[row].as_py())
-
-
 def _tell_null(_: int) -> str:
     return "is null, or holds a null"
+
+
+def _tell_not_finite(_: int) -> str:
+    return "has a value that is no finite float32"
 
 
 def _bounds(feature: Feature) -> tuple[np.float32, np.float32]:

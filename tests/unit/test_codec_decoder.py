@@ -254,7 +254,7 @@ FAULTS: list[tuple[bytes | None, Reason, str]] = [
     (value(0) * 2, Reason.TRAILING_BYTES, f"{len(value(0))} bytes too many"),
     (header(1) + b"\x04\xff\xfe" + cases.write(EVENT, event(0))[8:], Reason.UNDECODABLE, "UTF-8"),
     (header(1) + b"\x02a\x06" + bytes(9), Reason.UNDECODABLE, "branch 3"),
-    (header(1) + b"\x02a\x00" + varint(2**31) + bytes(8), Reason.UNDECODABLE, "field n: 2147483648"),
+    (header(1) + b"\x02a\x00" + varint(2**31) + bytes(8), Reason.UNDECODABLE, "field n: an int of more than 32 bits"),
 ]
 
 
