@@ -66,16 +66,26 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def printable(text: str) -> str:
+    """`text` with whatever is not printable escaped: data must not steer the terminal that shows it.
+
+    Escape sequences (in their eight-bit form too), line ends of every kind and what turns the direction of writing.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def print_error(message: str) -> None:
     """Every line of `message` on stderr as an error."""
     console = stderr()
-    for line in message.splitlines() or ["unknown error"]:
-        console.print(Text.assemble(("error: ", "bold red"), line))
+    for line in message.split("\n") if message else ["unknown error"]:
+        console.print(Text.assemble(("error: ", "bold red"), printable(line)))
 
 
 def say(message: str) -> None:
     """A remark to the person, on stderr."""
-    stderr().print(Text(message))
+    stderr().print(Text("\n".join(map(printable, message.split("\n")))))
 
 
 def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Iterable[str] = ()) -> Table:
@@ -85,7 +95,7 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any
     for name in columns:
         shown.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+        shown.add_row(*(cell if isinstance(cell, Text) else Text(printable(str(cell))) for cell in row))
     return shown
 
 

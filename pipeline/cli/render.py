@@ -3,15 +3,21 @@
 import base64
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from confluent_kafka import Message
 
-from pipeline.cli.context import local_time
+from pipeline.bus.messages import headers_of
+from pipeline.cli.context import local_time, printable
 
 Record = Mapping[str, Any]
+#: Characters of a key in a line for a person: a key may have a megabyte.
+KEY_SHOWN = 80
+#: JSON is printable but for what stands in its strings.
+_UNPRINTABLE = re.compile(r"[^ -~]")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -33,13 +39,18 @@ def json_safe(value: Any) -> Any:
 
 
 def to_json(record: Record) -> str:
-    """One line of strict JSON."""
-    return json.dumps(json_safe(record), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    """One line of strict JSON; what a terminal would obey, or take for a line's end, is escaped."""
+    text = json.dumps(json_safe(record), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text if text.isprintable() else _UNPRINTABLE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1] if not found[0].isprintable() else found[0]
 
 
 def header_text(message: Message) -> dict[str, str]:
     """The headers of a record as text; of repeated names the last one."""
-    return {name: (value or b"").decode("utf-8", "replace") for name, value in message.headers() or ()}
+    return {name: (value or b"").decode("utf-8", "replace") for name, value in headers_of(message) or ()}
 
 
 def dead_letter(message: Message) -> dict[str, Any]:
@@ -48,10 +59,10 @@ def dead_letter(message: Message) -> dict[str, Any]:
 
 
 def line(message: Message, record: Record, describe: Callable[[Record], str]) -> str:
-    """One line: broker time, partition@offset, key, and what `describe` makes of the record."""
+    """One printable line: broker time, partition@offset, key, and what `describe` makes of the record."""
     _, timestamp_ms = message.timestamp()
     position = f"p{message.partition()}@{message.offset()}"
-    return f"{local_time(timestamp_ms)}  {position:<12}  {_printable(message.key()):<20}  {describe(record)}"
+    return printable(f"{local_time(timestamp_ms)}  {position:<12}  {_key(message.key()):<20}  {describe(record)}")
 
 
 def describe_event(record: Record) -> str:
@@ -97,11 +108,12 @@ def _header(record: Record, name: str) -> str:
     return str(record.get(f"__connect.errors.{name}", "?"))
 
 
-def _printable(key: bytes | None) -> str:
+def _key(key: bytes | None) -> str:
     if key is None:
         return "-"
     text = key.decode("utf-8", "replace")
-    return text if text.isprintable() and "\ufffd" not in text else "0x" + key.hex()
+    shown = text if text.isprintable() and "\ufffd" not in text else "0x" + key.hex()
+    return shown if len(shown) <= KEY_SHOWN else shown[:KEY_SHOWN] + f"... ({len(key)} B)"
 
 
 def _short(value: Any) -> str:
