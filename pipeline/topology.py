@@ -27,6 +27,7 @@ from pipeline.models import devices, loading
 from pipeline.scoring.engine import TorchModel
 from pipeline.scoring.flow import Flow, FlowSettings, queue_waits
 from pipeline.scoring.publish import Publisher
+from pipeline.scoring.refusal import InputLimit
 from pipeline.scoring.validate import Validator
 from pipeline.settings import Settings
 
@@ -106,6 +107,7 @@ def _make_app(role: Role) -> Any:
             hooks,
             poll_records=settings.scoring.step_max,
             in_flight_max=settings.scoring.in_flight_max,
+            in_flight_max_bytes=settings.scoring.in_flight_max_bytes,
             drain_deadline_s=settings.delivery.shutdown_deadline_s,
             transactions=_transactions(role),
         ),
@@ -238,6 +240,7 @@ async def build_worker(role: Role) -> None:
             retries_max=scoring.retries_max,
             retry_backoff_ms=scoring.retry_backoff_ms,
         ),
+        input_limit=InputLimit(**settings.input.model_dump()),
     )
     role.closers.append(flow.close)
 

@@ -21,6 +21,7 @@ from pipeline.contracts import Clock, Decoder, Delivery, Model, Observer, Summar
 from pipeline.errors import ScoringError, TransactionAbortedError, UnreachableError
 from pipeline.records import Decoded, Floats, Longs, Reason, RecordBatch, Reject, Stage
 from pipeline.scoring.publish import PredictionColumns, Publisher, prediction_labels
+from pipeline.scoring.refusal import InputLimit
 from pipeline.scoring.signals import SignalMatrix
 from pipeline.scoring.validate import Validated, Validator
 
@@ -83,6 +84,11 @@ class Rows:
             row -= len(batch)
         raise IndexError(row)
 
+    def place(self, row: int) -> str:
+        """Topic, partition and offset of a row, for a person."""
+        batch, index = self.source(row)
+        return f"{batch.topic}[{batch.partition}]@{batch.offsets[index]}"
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -114,6 +120,7 @@ class Flow:
         observer: Observer,
         settings: FlowSettings,
         clock: Clock = time.time,
+        input_limit: InputLimit | None = None,
     ) -> None:
         self._decoder = decoder
         self._validator = validator
@@ -123,6 +130,7 @@ class Flow:
         self._observer = observer
         self._settings = settings
         self._clock = clock
+        self._input_limit = input_limit or InputLimit()
         self._columns = PredictionColumns(model.contract, model.identity, clock)
         self._signals = SignalMatrix(summariser.signals, model.contract) if summariser else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoring")
@@ -140,7 +148,7 @@ class Flow:
         more_waiting: whether the next delivery is there already. is_current: whether one that was taken is
         still to be done: an aborted transaction calls back what it held, to deliver it again.
         Raises ScoringError when the model failed on a batch for good (the batch is not acknowledged),
-        DeliveryError when the sink refused an output.
+        InputRefusedError when too much input was bad (the same), DeliveryError when the sink refused an output.
         """
         source = aiter(deliveries)
         coming = asyncio.ensure_future(anext(source, None))
@@ -226,6 +234,7 @@ class Flow:
     def _step(self, batches: list[RecordBatch]) -> None:
         """Decode, validate, score, encode; then, all of it having gone well, hand over and add up."""
         scored = self._score(Rows.of(batches))
+        self._input_limit.take(len(scored.rows), scored.rejects, scored.rows.place)
         self._publish(scored)
         self._observe(scored)
 

@@ -12,10 +12,11 @@ import numpy.typing as npt
 import pytest
 
 from pipeline import __version__, codec
-from pipeline.errors import DeliveryError, ScoringError, TransactionAbortedError, UnreachableError
+from pipeline.errors import DeliveryError, InputRefusedError, ScoringError, TransactionAbortedError, UnreachableError
 from pipeline.records import BatchSummary, Decoded, Feature, FeatureContract, OutputContract, Reason, RecordBatch, Stage
 from pipeline.scoring.flow import Flow, FlowSettings, queue_waits
 from pipeline.scoring.publish import Publisher
+from pipeline.scoring.refusal import InputLimit
 from pipeline.scoring.validate import Validator
 from pipeline.testing import (
     ABORT,
@@ -455,3 +456,17 @@ def test_queue_waits_asks_the_streams_queue() -> None:
     assert not waits()
     queue.put_nowait(1)
     assert waits()
+
+
+async def test_too_much_bad_input_stops_before_it_is_sent(setup: Callable[..., Setup]) -> None:
+    """The step that passes the limit sends nothing and is not acknowledged; what came before is."""
+    s = setup(step_max=4)
+    s.flow._input_limit = InputLimit(0.5, 8, 4)
+    garbage = record_batch([b"garbage"] * 4, partition=0, first_offset=4, timestamp_ms=START_MS)
+    more = record_batch([b"garbage"] * 4, partition=0, first_offset=8, timestamp_ms=START_MS)
+    source = ScriptedSource([s.events(0.1, 0.2, 0.3, 0.4), garbage, more])
+    with pytest.raises(InputRefusedError, match=r"8 of the latest 8 events are bad.*@8"):
+        await s.run(source)
+    assert len(s.predictions()) == 4
+    assert len(s.sink.to("dead-letters")) == 4
+    assert [d.value for d in source.unacked] == [more]
