@@ -12,9 +12,9 @@ from confluent_kafka import Message
 from pipeline.bus import topics
 from pipeline.bus.clients import ClientOptions
 from pipeline.bus.producer import BatchProducer
+from pipeline.bus.reading import Span, read
 from pipeline.cli import render
 from pipeline.cli.context import local_time, say, settings_of, stdout, table
-from pipeline.cli.reading import Span, read
 from pipeline.cli.redriving import Memory, Progress
 from pipeline.cli.wiring import connect
 from pipeline.errors import ContractError

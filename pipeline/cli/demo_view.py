@@ -15,9 +15,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from pipeline.bus.clients import ClientOptions
+from pipeline.bus.reading import Span, read
 from pipeline.cli.context import table
 from pipeline.cli.demo_data import Broken, Plan, f1_of, row_number
-from pipeline.cli.reading import Span, read
 from pipeline.codec import RowCodec
 from pipeline.settings import Settings
 

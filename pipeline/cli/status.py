@@ -20,9 +20,9 @@ from rich.text import Text
 from pipeline import codec
 from pipeline.bus import topics
 from pipeline.bus.clients import ClientOptions
+from pipeline.bus.reading import Span, read
 from pipeline.cli import render
 from pipeline.cli.context import local_time, settings_of, stdout, table
-from pipeline.cli.reading import Span, read
 from pipeline.cli.wiring import connect
 from pipeline.errors import SchemaError
 from pipeline.settings import Settings

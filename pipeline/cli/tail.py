@@ -12,9 +12,9 @@ from confluent_kafka.admin import AdminClient
 
 from pipeline import codec
 from pipeline.bus import topics
+from pipeline.bus.reading import Span, read
 from pipeline.cli import render
 from pipeline.cli.context import say, settings_of
-from pipeline.cli.reading import Span, read
 from pipeline.cli.wiring import connect
 from pipeline.errors import ContractError, SchemaError
 

@@ -7,6 +7,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from pipeline.bus.clients import ClientOptions, ErrorLog, make_consumer
 from pipeline.errors import ContractError, UnreachableError
+from pipeline.records import RecordBatch
 
 #: Messages taken at once, and how late a reader notices that it should stop.
 READ_MAX = 500
@@ -55,6 +56,22 @@ def read(
         raise UnreachableError(f"topic {topic}: cannot be read: {error.args[0].str()}") from error
     finally:
         _close(consumer)
+
+
+def record_batches(
+    options: ClientOptions, group: str, topic: str, partition: int, start: int, end: int
+) -> Iterator[RecordBatch]:
+    """Committed records of one partition from `start` to `end` (exclusive), as far as they are still there."""
+    for messages in read(options, group, topic, {partition: Span(start, end)}, auto_offset_reset="earliest"):
+        if messages:
+            yield RecordBatch(
+                topic,
+                partition,
+                [m.offset() for m in messages],
+                [m.key() for m in messages],
+                [m.value() for m in messages],
+                [m.timestamp()[1] for m in messages],
+            )
 
 
 def _belongs(message: Message, left: dict[int, Span]) -> bool:
