@@ -8,8 +8,11 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 # Passed on: make test ARGS="-k ledger -x"
 ARGS ?=
+# Of make soak.
+MINUTES ?= 60
+KILL_EVERY_S ?= 30
 
-.PHONY: demo test check bench matrix docs clean distclean help
+.PHONY: demo test check bench matrix soak docs clean distclean help
 
 demo: .venv/.ready-run ## Show everything at work on real data, in about a minute
 	$(BIN)/pipeline demo $(ARGS)
@@ -29,6 +32,9 @@ bench: .venv/.ready-dev ## Measure throughput beside a raw echo, a hand-written 
 matrix: .venv/.ready-dev ## Attack everything and write what was found into docs/matrix.md
 	$(BIN)/python -m pytest -m case --matrix docs/matrix.json $(ARGS)
 	$(BIN)/python -m tests.matrix
+
+soak: .venv/.ready-dev ## An hour of load with a kill every 30 s; MINUTES=10 KILL_EVERY_S=30
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) --kill-every-s $(KILL_EVERY_S) --out docs $(ARGS)
 
 docs: .venv/.ready-docs ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict $(ARGS)

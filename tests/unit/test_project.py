@@ -183,7 +183,7 @@ def test_prometheus_scrapes_the_ports_that_are_served() -> None:
 
 # --------------------------------------------------------------------------- Makefile
 
-TARGETS = {"demo", "test", "check", "bench", "matrix", "docs", "clean", "distclean", "help"}
+TARGETS = {"demo", "test", "check", "bench", "matrix", "soak", "docs", "clean", "distclean", "help"}
 
 
 def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
