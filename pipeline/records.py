@@ -42,6 +42,8 @@ class RecordBatch:
     timestamps_ms: list[int]
     #: None when no record of the batch carries headers.
     headers: list[Headers] | None = None
+    #: What the records take in memory, at least: keys, values, headers. 0 if nobody counted.
+    size_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets)

@@ -128,6 +128,9 @@ class ScoringSettings(_Section):
     retries_max: int = Field(3, ge=0, le=100, description="Tries after the first when the model raises")
     retry_backoff_ms: float = Field(200.0, ge=0, le=60_000, description="First wait; doubles each time")
     in_flight_max: int = Field(32_768, ge=1, description="Records fetched and not yet done; above it partitions pause")
+    in_flight_max_bytes: int = Field(
+        67_108_864, ge=1, description="The same in bytes of keys, values and headers; see docs/operating.md, Memory"
+    )
 
 
 class DeliverySettings(_Section):

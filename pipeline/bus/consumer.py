@@ -52,7 +52,12 @@ class Consumer(Commits):
             statistics_interval_ms=hooks.statistics_interval_ms if hooks.on_statistics else None,
         )
         self._poller = Poller(
-            options, self, self._errors, poll_records=transport.poll_records, in_flight_max=transport.in_flight_max
+            options,
+            self,
+            self._errors,
+            poll_records=transport.poll_records,
+            in_flight_max=transport.in_flight_max,
+            in_flight_max_bytes=transport.in_flight_max_bytes,
         )
         self._poller.drain_deadline_s = transport.drain_deadline_s
         self._poller.start()
@@ -164,11 +169,12 @@ class Consumer(Commits):
         for batch in batches:
             if self._poller is not None:
                 self._poller.arrived += len(batch)
+                self._poller.arrived_bytes += batch.size_bytes
             tp = TopicPartition(batch.topic, batch.partition)
             if tp not in self.ledger or self._seeking[tp]:
                 continue
             try:
-                offset = self.ledger.hand_out(tp, batch.first_offset, batch.next_offset, len(batch))
+                offset = self.ledger.hand_out(tp, batch.first_offset, batch.next_offset, len(batch), batch.size_bytes)
             except ValueError as error:
                 self.failed(error)
                 return
@@ -208,12 +214,15 @@ class Consumer(Commits):
         """Open or close the poller's door by what is in flight."""
         if self._poller is None:
             return
-        in_flight = self.ledger.in_flight_records
-        if in_flight >= self.transport.in_flight_max:
+        ledger, transport = self.ledger, self.transport
+        full = max(
+            ledger.in_flight_records / transport.in_flight_max, ledger.in_flight_bytes / transport.in_flight_max_bytes
+        )
+        if full >= 1:
             self._poller.room.clear()
-        elif in_flight <= self.transport.in_flight_max // 2:
+        elif full <= 1 / 2:
             self._poller.room.set()
-        self._hooks.on_in_flight(in_flight)
+        self._hooks.on_in_flight(ledger.in_flight_records)
 
     # -- acknowledging ----------------------------------------------------------------------------
 

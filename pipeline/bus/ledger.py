@@ -31,12 +31,14 @@ class BatchOffset(int):
     epoch: int
     next_offset: int
     records: int
+    size_bytes: int
 
-    def __new__(cls, first: int, next_offset: int, epoch: int, records: int) -> Self:
+    def __new__(cls, first: int, next_offset: int, epoch: int, records: int, size_bytes: int = 0) -> Self:
         self = super().__new__(cls, first)
         self.next_offset = next_offset
         self.epoch = epoch
         self.records = records
+        self.size_bytes = size_bytes
         return self
 
 
@@ -66,8 +68,9 @@ class Ledger:
     def __init__(self) -> None:
         self._partitions: dict[TopicPartition, _Partition] = {}
         self._epoch = 0
-        #: Records handed out and not done.
+        #: Records handed out and not done, and their bytes.
         self.in_flight_records = 0
+        self.in_flight_bytes = 0
 
     def __contains__(self, tp: TopicPartition) -> bool:
         return tp in self._partitions
@@ -86,7 +89,9 @@ class Ledger:
             if partition is not None:
                 self._release(partition)
 
-    def hand_out(self, tp: TopicPartition, first: int, next_offset: int, records: int) -> BatchOffset:
+    def hand_out(
+        self, tp: TopicPartition, first: int, next_offset: int, records: int, size_bytes: int = 0
+    ) -> BatchOffset:
         """Note that [first, next_offset) was given to a consumer; the token completes it.
 
         Raises ValueError when the range is empty or does not lie after the ones before it:
@@ -96,11 +101,12 @@ class Ledger:
         end = partition.ranges[-1].batch.next_offset if partition.ranges else partition.position
         if next_offset <= first or records < 1 or (end is not None and first < end):
             raise ValueError(f"{tp.topic}[{tp.partition}]: range [{first}, {next_offset}) after {end}. This is a bug.")
-        batch = BatchOffset(first, next_offset, partition.epoch, records)
+        batch = BatchOffset(first, next_offset, partition.epoch, records, size_bytes)
         entry = _Range(batch)
         partition.ranges.append(entry)
         partition.open[first] = entry
         self.in_flight_records += records
+        self.in_flight_bytes += size_bytes
         if partition.first is None:
             partition.first = first
         return batch
@@ -115,6 +121,7 @@ class Ledger:
             return False
         entry.done = True
         self.in_flight_records -= batch.records
+        self.in_flight_bytes -= batch.size_bytes
         while partition.ranges and partition.ranges[0].done:
             partition.position = partition.ranges.popleft().batch.next_offset
         return True
@@ -186,3 +193,4 @@ class Ledger:
 
     def _release(self, partition: _Partition) -> None:
         self.in_flight_records -= sum(entry.batch.records for entry in partition.open.values())
+        self.in_flight_bytes -= sum(entry.batch.size_bytes for entry in partition.open.values())

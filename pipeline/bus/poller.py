@@ -17,6 +17,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as _TopicPartition
 
 from pipeline.bus.clients import ErrorLog, make_consumer
+from pipeline.bus.sizes import size_bytes
 from pipeline.errors import FencedError, SettingsError
 from pipeline.records import RecordBatch, TopicPartition
 
@@ -80,7 +81,14 @@ class Poller(threading.Thread):
     """Owns one consumer; see the module's docstring."""
 
     def __init__(
-        self, options: Mapping[str, Any], owner: Owner, errors: ErrorLog, *, poll_records: int, in_flight_max: int
+        self,
+        options: Mapping[str, Any],
+        owner: Owner,
+        errors: ErrorLog,
+        *,
+        poll_records: int,
+        in_flight_max: int,
+        in_flight_max_bytes: int,
     ) -> None:
         super().__init__(name="kafka-poller", daemon=True)
         self._consumer: Consumer = make_consumer(options, errors)
@@ -94,10 +102,11 @@ class Poller(threading.Thread):
         #: Cleared by the owner while it has enough in flight.
         self.room = threading.Event()
         self.room.set()
-        #: Records delivered, and (by the owner) taken in: while the owner is busy its backlog must not grow.
-        self._delivered = 0
-        self.arrived = 0
+        #: Records (bytes) delivered, and (by the owner) taken in: while the owner is busy its backlog must not grow.
+        self._delivered = self._delivered_bytes = 0
+        self.arrived = self.arrived_bytes = 0
         self._in_flight_max = in_flight_max
+        self._in_flight_max_bytes = in_flight_max_bytes
         self._paused = False
         #: How long a rebalance may hold up polling while the owner drains.
         self.drain_deadline_s = 25.0
@@ -139,6 +148,7 @@ class Poller(threading.Thread):
                     if batches:
                         self._errors.working()
                         self._delivered += sum(map(len, batches))
+                        self._delivered_bytes += sum(batch.size_bytes for batch in batches)
                         self._owner.deliver(batches)
             self._serve()
         except BaseException as error:  # noqa: BLE001 (whatever ends this thread must be known)
@@ -174,7 +184,11 @@ class Poller(threading.Thread):
             future.set_exception(error)
 
     def _has_room(self) -> bool:
-        return self.room.is_set() and self._delivered - self.arrived < self._in_flight_max
+        return (
+            self.room.is_set()
+            and self._delivered - self.arrived < self._in_flight_max
+            and self._delivered_bytes - self.arrived_bytes < self._in_flight_max_bytes
+        )
 
     def _mind_room(self) -> None:
         """Wait a little for a full owner; then pause, and poll on so that the group keeps this member."""
@@ -209,16 +223,19 @@ class Poller(threading.Thread):
             groups.setdefault((message.topic(), message.partition()), []).append(message)
         batches = []
         for (topic, partition), group in groups.items():
+            keys, values = [m.key() for m in group], [m.value() for m in group]
             headers = [m.headers() for m in group]
+            some_headers = headers if any(headers) else None
             batches.append(
                 RecordBatch(
                     topic,
                     partition,
                     [m.offset() for m in group],
-                    [m.key() for m in group],
-                    [m.value() for m in group],
+                    keys,
+                    values,
                     [m.timestamp()[1] for m in group],
-                    headers if any(headers) else None,
+                    some_headers,
+                    size_bytes(keys, values, some_headers),
                 )
             )
         return batches

@@ -70,6 +70,8 @@ class Configuration:
     poll_records: int = 1024
     #: Records handed out and not done above which fetching pauses.
     in_flight_max: int = 32_768
+    #: The same in bytes: what bounds memory where records are large. 64 MiB: 2 KiB for each of `in_flight_max`.
+    in_flight_max_bytes: int = 67_108_864
     #: Longest wait for streams to finish at a rebalance or at shutdown.
     drain_deadline_s: float = 25.0
     #: None: at least once.
@@ -120,6 +122,7 @@ class Transport(base.Transport):
             self.hooks = replace(self.hooks, on_fault=self._crash)
         self.poll_records = configuration.poll_records
         self.in_flight_max = configuration.in_flight_max
+        self.in_flight_max_bytes = configuration.in_flight_max_bytes
         self.drain_deadline_s = configuration.drain_deadline_s
         self.transactions = configuration.transactions
         # Faust makes one transport for consuming and one for producing: the shutdown is the same.
