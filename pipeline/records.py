@@ -79,6 +79,7 @@ class Reason(StrEnum):
     WRONG_SHAPE = "wrong_shape"
     MISSING_ID = "missing_id"
     OUTPUT_NOT_FINITE = "output_not_finite"
+    OUTPUT_TOO_LARGE = "output_too_large"
 
 
 class Stage(StrEnum):

@@ -76,6 +76,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.values)
 
+    def keys_of(self, rows: Longs) -> list[bytes | None]:
+        """Keys of some rows, which ascend."""
+        return self.keys if len(rows) == len(self) else [self.keys[row] for row in rows.tolist()]
+
     def source(self, row: int) -> tuple[RecordBatch, int]:
         """The batch of a row and the row's index in it."""
         for batch in self.batches:
@@ -269,6 +273,13 @@ class Flow:
                 rows.offsets[scored_rows],
             )
             values = self._publisher.encode_predictions(columns)
+            if large := self._publisher.oversized(rows.keys_of(scored_rows), values):
+                rejects += [
+                    Reject(int(scored_rows[i]), Stage.SCORE, Reason.OUTPUT_TOO_LARGE, told) for i, told in large.items()
+                ]
+                kept = [i for i in range(len(values)) if i not in large]
+                scored_rows, outputs, values = scored_rows[kept], outputs[kept], [values[i] for i in kept]
+                labels = None if labels is None else labels[kept]
         encode_done = time.perf_counter()
         for name, seconds in (
             ("decode", decode_done - started),
@@ -302,10 +313,7 @@ class Flow:
     def _publish(self, scored: Scored) -> None:
         started = time.perf_counter()
         rows = scored.rows
-        keys = rows.keys
-        if len(scored.values) != len(rows):
-            keys = [keys[row] for row in scored.scored_rows]
-        self._publisher.predictions(keys, scored.values)
+        self._publisher.predictions(rows.keys_of(scored.scored_rows), scored.values)
         for reject in sorted(scored.rejects, key=lambda r: r.row):
             batch, row = rows.source(reject.row)
             headers = batch.headers[row] if batch.headers else None

@@ -1,6 +1,7 @@
 """From scores to Kafka records: predictions, dead letters, batch summaries."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.records import (
     BatchSummary,
     FeatureContract,
     Floats,
+    Headers,
     Longs,
     ModelIdentity,
     Reject,
@@ -24,6 +26,14 @@ OWN = "pipeline."
 ATTEMPT_HEADER = "pipeline.attempt"
 #: Longest text in a header: a message must never make a dead letter larger than what it reports.
 HEADER_TEXT_MAX = 512
+#: What of a record was too much for the dead letters topic, e.g. "headers, value".
+LEFT_OUT_HEADER = "pipeline.left.out"
+ALL_LEFT_OUT = "headers, value, key"
+#: Around key, value and headers, at most: a batch's header (61 bytes), a record's own six numbers (at most 10 bytes
+#: each, 5 mostly), and two lengths for each header.
+RECORD_OVERHEAD_BYTES, HEADER_OVERHEAD_BYTES = 110, 10
+#: A topic takes any record, so far as anyone has said.
+NO_LIMIT = sys.maxsize
 
 
 def prediction_labels(outputs: Floats, contract: FeatureContract) -> Longs | None:
@@ -110,8 +120,19 @@ def attempt_of(headers: Sequence[tuple[str, bytes | None]] | None) -> int:
     return 0
 
 
+def record_bytes(key: bytes | None, value: bytes | None, headers: Headers = None) -> int:
+    """Upper bound of what a record takes in a batch of its own, uncompressed."""
+    size = RECORD_OVERHEAD_BYTES + len(key or b"") + len(value or b"")
+    return size + sum(HEADER_OVERHEAD_BYTES + len(name.encode()) + len(text or b"") for name, text in headers or ())
+
+
 class Publisher:
-    """Hands outputs to the sink in the order of their inputs."""
+    """Hands outputs to the sink in the order of their inputs.
+
+    record_bytes_max: topic -> most bytes of a record there. What is larger is not sent, for the broker would refuse
+    it again and again: an event whose prediction is too large becomes a dead letter, and a dead letter is sent without
+    what is too much of it.
+    """
 
     def __init__(
         self,
@@ -123,7 +144,11 @@ class Publisher:
         prediction_encoder: Encoder,
         encode_summary: Callable[[BatchSummary], bytes],
         clock: Clock,
+        record_bytes_max: Mapping[str, int] | None = None,
     ) -> None:
+        limits = record_bytes_max or {}
+        self._prediction_bytes_max = limits.get(predictions_topic, NO_LIMIT)
+        self._dead_letter_bytes_max = limits.get(dead_letters_topic, NO_LIMIT)
         self._sink = sink
         self._predictions_topic = predictions_topic
         self._dead_letters_topic = dead_letters_topic
@@ -135,6 +160,16 @@ class Publisher:
     def encode_predictions(self, columns: pa.RecordBatch) -> list[bytes]:
         """Wire-format values of predictions."""
         return self._prediction_encoder.encode(columns)
+
+    def oversized(self, keys: Sequence[bytes | None], values: Sequence[bytes]) -> dict[int, str]:
+        """Index of each prediction that its topic does not take, and what to say of it."""
+        limit = self._prediction_bytes_max
+        # The longest value and all keys together are less, nearly always: 0.2 ms for 8,192 predictions.
+        if max(map(len, values), default=0) + len(b"".join(filter(None, keys))) + RECORD_OVERHEAD_BYTES <= limit:
+            return {}
+        sizes = ((i, record_bytes(key, value)) for i, (key, value) in enumerate(zip(keys, values, strict=True)))
+        told = f"but {self._predictions_topic} takes {limit:,} (max.message.bytes)"
+        return {i: f"the prediction and its key have {size:,} bytes, {told}" for i, size in sizes if size > limit}
 
     def predictions(self, keys: Sequence[bytes | None], values: list[bytes]) -> None:
         """Send predictions under their events' keys."""
@@ -149,11 +184,25 @@ class Publisher:
         value: bytes | None,
         headers: Sequence[tuple[str, bytes | None]] | None,
     ) -> None:
-        """Send one record's original key and bytes with the reason; foreign headers are kept, ours replaced."""
+        """Send one record's original key and bytes with the reason; foreign headers are kept, ours replaced.
+
+        Where all that is more than the topic takes (a compressed record, say, may be larger than any limit once it is
+        unpacked), headers, value and key are left out in this order until it fits: the record itself is where the
+        headers say.
+        """
         topic, partition, offset = source
         ours = dead_letter_headers(reject, topic, partition, offset, attempt_of(headers), self._clock())
         kept = [h for h in headers or () if not h[0].startswith((CONNECT, OWN))]
-        self._sink.send(self._dead_letters_topic, key, value, [*kept, *ours])
+        letter = (key, value, [*kept, *ours])
+        for left_out, rest in (
+            ("headers", (key, value)),
+            ("headers, value", (key, None)),
+            (ALL_LEFT_OUT, (None, None)),
+        ):
+            if record_bytes(*letter) <= self._dead_letter_bytes_max:
+                break
+            letter = (*rest, [*ours, (LEFT_OUT_HEADER, left_out.encode())])
+        self._sink.send(self._dead_letters_topic, *letter)
 
     def summaries(self, summaries: list[BatchSummary]) -> None:
         """Send what the drift monitor reads."""
