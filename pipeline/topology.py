@@ -21,6 +21,7 @@ import structlog
 from pipeline import codec, drift, observe
 from pipeline.bus import Configuration, Hooks, Transactions, batch_topic, configure, topics
 from pipeline.bus.clients import ClientOptions, make_admin, wait_for_broker
+from pipeline.bus.limits import record_bytes_max
 from pipeline.errors import BundleError, ContractError, PipelineError, UnreachableError, explained
 from pipeline.models import bundle as bundles
 from pipeline.models import devices, loading
@@ -197,6 +198,12 @@ def _prepare_topics_once(settings: Settings) -> str:
 # --------------------------------------------------------------------------- worker
 
 
+def _record_limits(settings: Settings) -> dict[str, int]:
+    options = ClientOptions.from_settings(settings)
+    outputs = [settings.topic("predictions"), settings.topic("dead_letters")]
+    return record_bytes_max(make_admin(options), options, outputs)
+
+
 async def build_worker(role: Role) -> None:
     """Load, verify and warm up the model; wire the hot path into a Faust agent."""
     settings, metrics = role.settings, role.metrics
@@ -215,6 +222,7 @@ async def build_worker(role: Role) -> None:
     prediction_id = registry.register(f"{settings.topic('predictions')}-value", prediction_schema)
     summary_id = registry.register(f"{settings.topic('batch_summaries')}-value", summary_schema)
     rows = codec.RowCodec(registry)
+    limits = await asyncio.to_thread(_record_limits, settings)
     app = _make_app(role)
     publisher = Publisher(
         _LateSink(lambda: app.producer.batch),
@@ -224,6 +232,7 @@ async def build_worker(role: Role) -> None:
         prediction_encoder=codec.ColumnarEncoder(prediction_schema, prediction_id),
         encode_summary=lambda s: rows.encode(summary_id, summary_schema, drift.summary_to_dict(s)),
         clock=time.time,
+        record_bytes_max=limits,
     )
     scoring = settings.scoring
     flow = Flow(
