@@ -17,6 +17,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as _TopicPartition
 
 from pipeline.bus.clients import ErrorLog, make_consumer
+from pipeline.bus.messages import Corruption, headers_of
 from pipeline.bus.sizes import size_bytes
 from pipeline.errors import FencedError, SettingsError
 from pipeline.records import RecordBatch, TopicPartition
@@ -108,6 +109,7 @@ class Poller(threading.Thread):
         self._in_flight_max = in_flight_max
         self._in_flight_max_bytes = in_flight_max_bytes
         self._paused = False
+        self._corruption = Corruption()
         #: How long a rebalance may hold up polling while the owner drains.
         self.drain_deadline_s = 25.0
 
@@ -216,15 +218,14 @@ class Poller(threading.Thread):
         """Messages as one record batch per topic-partition, in the order they were fetched."""
         groups: dict[tuple[str, int], list[Message]] = {}
         for message in messages:
-            error = message.error()
-            if error is not None:
-                self._consumer_error(error)
+            if message.error() is not None:
+                self._consumer_error(message)
                 continue
             groups.setdefault((message.topic(), message.partition()), []).append(message)
         batches = []
         for (topic, partition), group in groups.items():
             keys, values = [m.key() for m in group], [m.value() for m in group]
-            headers = [m.headers() for m in group]
+            headers = [headers_of(m) for m in group]
             some_headers = headers if any(headers) else None
             batches.append(
                 RecordBatch(
@@ -240,7 +241,8 @@ class Poller(threading.Thread):
             )
         return batches
 
-    def _consumer_error(self, error: KafkaError) -> None:
+    def _consumer_error(self, message: Message) -> None:
+        error: KafkaError = message.error()
         if error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001
             # librdkafka reports the kind of a fatal consumer error in its text alone.
             if error.code() == KafkaError.FENCED_INSTANCE_ID or "fenced" in error.str():
@@ -248,6 +250,7 @@ class Poller(threading.Thread):
             raise KafkaException(error)
         if error.code() in _HOPELESS:
             raise SettingsError(f"kafka.consumer_options: the broker refuses this consumer: {error.str()}")
+        self._corruption.check(message)
         # Retried by librdkafka; error_cb has logged broker absence once.
         log.warning("consumer error", kind=error.name().lstrip("_").lower(), error=error.str())
 
