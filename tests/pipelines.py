@@ -112,12 +112,12 @@ class Pipeline:
         self.processes: list[Process] = []
         clients.create_topic(self.admin, self.job.input_topic, partitions, replicas)
 
-    def start(self, *arguments: str, **environment: str) -> Process:
-        """Start `pipeline ARGUMENTS` on this project."""
+    def start(self, *arguments: str, launcher: Sequence[str] = ("pipeline.cli",), **environment: str) -> Process:
+        """Start `pipeline ARGUMENTS` on this project; launcher: a module that runs it, and that module's arguments."""
         log_file = self.folder / f"{len(self.processes)}-{'-'.join(arguments)}.log"
         with log_file.open("wb") as log:
             popen = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.cli", "--config", str(self.config), *arguments],
+                [sys.executable, "-m", *launcher, "--config", str(self.config), *arguments],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
