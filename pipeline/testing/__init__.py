@@ -6,13 +6,15 @@
     observers  adds up what the hot path reports
     clock      time that stands still
     breakage   ten ways to break an event
+    proxy      a bad network between clients and a broker: holds, loses, cuts, slows
 
-They need neither Kafka nor torch.
+They need neither Kafka nor torch; the proxy is for a real Kafka.
 """
 
 from pipeline.testing.clock import ManualClock
 from pipeline.testing.models import ScriptedModel
 from pipeline.testing.observers import RecordingObserver
+from pipeline.testing.proxy import Api, Frame, Proxy, Rule
 from pipeline.testing.sinks import RecordingSink, Sent
 from pipeline.testing.sources import (
     ABORT,
@@ -32,10 +34,14 @@ __all__ = [
     "PAUSE",
     "VANISH",
     "AbortedError",
+    "Api",
     "Cue",
+    "Frame",
     "ManualClock",
+    "Proxy",
     "RecordingObserver",
     "RecordingSink",
+    "Rule",
     "ScriptedDelivery",
     "ScriptedModel",
     "ScriptedSource",
