@@ -56,7 +56,7 @@ def demo(
     """Show everything at work: Kafka, a freshly trained model, two workers, the drift monitor, a real shift.
 
     A model is trained on the first part of NASA Shuttle telemetry (shipped with River); the rest is replayed,
-    one sensor reading too high from half-way on, and one record in a thousand broken in one of ten ways.
+    one sensor reading too high from half-way on, and one record in a thousand broken in one of many ways.
     It ends by itself with a balance. Exit code 0: every event accounted for and the shift found; 1: not so.
 
     [bold]Examples[/bold]

@@ -5,7 +5,7 @@
     models     scores without weights; raises, hangs, returns NaN on chosen rows
     observers  adds up what the hot path reports
     clock      time that stands still
-    breakage   ten ways to break an event
+    breakage   ways to break an event
     proxy      a bad network between clients and a broker: holds, loses, cuts, slows
 
 They need neither Kafka nor torch; the proxy is for a real Kafka.

@@ -15,7 +15,7 @@ EVENTS = 400_000
 
 @pytest.mark.timeout(400)
 def test_every_event_has_exactly_one_outcome(kafka: str, tmp_path: Path, unique: Callable[[str], str]) -> None:
-    """400,000 events, 1 in 1,000 broken in ten ways, `run all --workers 2`.
+    """400,000 events, 1 in 1,000 broken in 18 ways, `run all --workers 2`.
 
     Each good one gets exactly one prediction, equal to plain torch's and under its key; each broken one exactly
     one dead letter with its original bytes and the right reason; per key the order is kept; every partition is
