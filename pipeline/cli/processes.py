@@ -114,7 +114,9 @@ class ProcessGroup:
                 log.error("a role did not end by its deadline and was killed", role=str(role))
                 process.kill()
                 process.wait()
-        worst = max((exit_code(p.returncode) for p in self._processes.values()), default=0)
+        # One that SIGTERM ended was still starting, before it could ask for better: it had nothing open.
+        codes = [exit_code(p.returncode) for p in self._processes.values() if p.returncode != -signal.SIGTERM]
+        worst = max(codes, default=0)
         self._processes.clear()
         return worst
 

@@ -75,6 +75,15 @@ def test_those_that_ended_are_told_once(stand_in: dict[str, str], tmp_path: Path
         assert group.stop() == 0
 
 
+def test_a_stop_while_a_role_still_starts_is_in_order(stand_in: dict[str, str], tmp_path: Path) -> None:
+    """SIGTERM ends an interpreter that has not got to our code: nothing is open then."""
+    stand_in.update(worker="print('up'); import time; time.sleep(60)")
+    with ProcessGroup([], 5.0, tmp_path) as group:
+        group.start([RoleProcess("worker")])
+        await_up(group, RoleProcess("worker"))
+        assert group.stop() == 0
+
+
 def test_one_that_ignores_sigterm_is_killed_past_the_deadline(
     stand_in: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
