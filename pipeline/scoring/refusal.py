@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import InputRefusedError
 from pipeline.records import Reason, Reject
+from pipeline.scoring.findings import one_line
 
 #: Reasons told in the message.
 REASONS_SHOWN_MAX = 3
@@ -35,7 +36,7 @@ class InputLimit:
         """
         reasons = Counter(reject.reason for reject in rejects)
         if rejects:
-            self._example = f"{place(rejects[0].row)}: {rejects[0].message}"
+            self._example = f"{place(rejects[0].row)}: {one_line(rejects[0].message)}"
         self._steps.append((events, reasons))
         self._events += events
         self._reasons.update(reasons)
