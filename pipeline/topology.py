@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import faust
 import structlog
@@ -34,10 +34,14 @@ from pipeline.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 #: How long one try waits for an absent broker: also how late a stop is noticed meanwhile.
 BROKER_TRY_S = 2.0
-#: An absent broker is mentioned this often.
-BROKER_REMIND_S = 30.0
+#: Between two tries to reach an absent broker or registry at the start, on top of what a try takes.
+ABSENT_PAUSE_S = 0.5
+#: An absent broker or registry is mentioned this often.
+ABSENT_REMIND_S = 30.0
 
 
 class _App(faust.App):  # type: ignore[misc, name-defined, unused-ignore]
@@ -172,16 +176,22 @@ def load_model(settings: Settings, bundle: bundles.Bundle) -> TorchModel:
     return model
 
 
-async def prepare_topics(settings: Settings) -> str:
-    """Wait for the broker as long as it takes; create what is missing; refuse what does not fit. The cluster's id."""
-    reminded_at = -BROKER_REMIND_S
+async def once_reachable(what: str, call: Callable[[], T]) -> T:
+    """What `call` (in a thread) returns once the broker or registry it asks is there: waited for as long as it takes."""
+    reminded_at = -ABSENT_REMIND_S
     while True:
         try:
-            return await asyncio.to_thread(_prepare_topics_once, settings)
+            return await asyncio.to_thread(call)
         except UnreachableError as error:
-            if time.monotonic() - reminded_at >= BROKER_REMIND_S:
-                log.warning("waiting for the broker", error=str(error))
+            if time.monotonic() - reminded_at >= ABSENT_REMIND_S:
+                log.warning(f"waiting for the {what}", error=str(error))
                 reminded_at = time.monotonic()
+            await asyncio.sleep(ABSENT_PAUSE_S)
+
+
+async def prepare_topics(settings: Settings) -> str:
+    """Wait for the broker as long as it takes; create what is missing; refuse what does not fit. The cluster's id."""
+    return await once_reachable("broker", lambda: _prepare_topics_once(settings))
 
 
 def _prepare_topics_once(settings: Settings) -> str:
@@ -215,12 +225,18 @@ async def build_worker(role: Role) -> None:
     await prepare_topics(settings)
 
     registry = codec.registry_of(settings)
-    events_subject = f"{settings.topic('events')}-value"
-    if registry.latest(events_subject) is None:  # so that a producer of any kind finds it there
-        registry.register(events_subject, schema)
     prediction_schema, summary_schema = codec.load_schema("prediction"), codec.load_schema("batch-summary")
-    prediction_id = registry.register(f"{settings.topic('predictions')}-value", prediction_schema)
-    summary_id = registry.register(f"{settings.topic('batch_summaries')}-value", summary_schema)
+
+    def register() -> tuple[int, int]:
+        events_subject = f"{settings.topic('events')}-value"
+        if registry.latest(events_subject) is None:  # so that a producer of any kind finds it there
+            registry.register(events_subject, schema)
+        return (
+            registry.register(f"{settings.topic('predictions')}-value", prediction_schema),
+            registry.register(f"{settings.topic('batch_summaries')}-value", summary_schema),
+        )
+
+    prediction_id, summary_id = await once_reachable("registry", register)
     rows = codec.RowCodec(registry)
     limits = await asyncio.to_thread(_record_limits, settings)
     app = _make_app(role)
@@ -328,7 +344,8 @@ async def build_monitor(role: Role) -> None:
     rows = codec.RowCodec(registry)
     trigger_schema = codec.load_schema("retraining-trigger")
     trigger_topic = settings.topic("retraining_triggers")
-    trigger_id = registry.register(f"{trigger_topic}-value", trigger_schema)
+    subject = f"{trigger_topic}-value"
+    trigger_id = await once_reachable("registry", lambda: registry.register(subject, trigger_schema))
     app = _make_app(role)
     station = make_station(settings, bundle, cluster_id, metrics, rows.decode)
 
