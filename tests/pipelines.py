@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
-from confluent_kafka.admin import OffsetSpec
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from benchmarks import clients, job, ours, verify
 from pipeline import codec
@@ -192,15 +192,8 @@ class Pipeline:
         ]
 
     def held_up(self, topic: str) -> dict[int, tuple[int, int]]:
-        """Partition -> (last stable offset, end) where a transaction that nobody ends holds readers up."""
-        partitions = range(clients.partition_count(self.admin, topic))
-        wanted = {TopicPartition(topic, p): OffsetSpec.latest() for p in partitions}
-        found = []
-        for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED):
-            answers = self.admin.list_offsets(wanted, isolation_level=level, request_timeout=PATIENCE_S)
-            found.append({tp.partition: future.result(PATIENCE_S).offset for tp, future in answers.items()})
-        stable, ends = found
-        return {p: (stable[p], ends[p]) for p in partitions if stable[p] != ends[p]}
+        """See `held_up`."""
+        return held_up(self.admin, topic)
 
     def uncommitted_partitions(self) -> dict[int, tuple[int, int]]:
         """Partition -> (committed, end) where these differ."""
@@ -257,6 +250,18 @@ def balance(pipeline: Pipeline, events: int) -> dict[str, int]:
     assert pipeline.uncommitted_partitions() == {}
     eventually(lambda: not pipeline.held_up(pipeline.job.output_topic), "the predictions' last transaction ended")
     return {"lost": found.lost, "duplicated": found.duplicated, "reordered": out_of_order(outputs)}
+
+
+def held_up(admin: AdminClient, topic: str) -> dict[int, tuple[int, int]]:
+    """Partition -> (last stable offset, end) where a transaction that nobody ends holds readers up."""
+    partitions = range(clients.partition_count(admin, topic))
+    wanted = {TopicPartition(topic, p): OffsetSpec.latest() for p in partitions}
+    found = []
+    for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED):
+        answers = admin.list_offsets(wanted, isolation_level=level, request_timeout=PATIENCE_S)
+        found.append({tp.partition: future.result(PATIENCE_S).offset for tp, future in answers.items()})
+    stable, ends = found
+    return {p: (stable[p], ends[p]) for p in partitions if stable[p] != ends[p]}
 
 
 def _cycle(ways: list[Any]) -> Any:
