@@ -176,22 +176,25 @@ def load_model(settings: Settings, bundle: bundles.Bundle) -> TorchModel:
     return model
 
 
-async def once_reachable(what: str, call: Callable[[], T]) -> T:
-    """What `call` (in a thread) returns once the broker or registry it asks is there: waited for as long as it takes."""
+async def once_reachable(waiting: str, call: Callable[[], T]) -> T:
+    """What `call`, in a thread, returns once the broker or registry it asks is there, however long that takes.
+
+    waiting: what is logged meanwhile, now and then.
+    """
     reminded_at = -ABSENT_REMIND_S
     while True:
         try:
             return await asyncio.to_thread(call)
         except UnreachableError as error:
             if time.monotonic() - reminded_at >= ABSENT_REMIND_S:
-                log.warning(f"waiting for the {what}", error=str(error))
+                log.warning(waiting, error=str(error))
                 reminded_at = time.monotonic()
             await asyncio.sleep(ABSENT_PAUSE_S)
 
 
 async def prepare_topics(settings: Settings) -> str:
     """Wait for the broker as long as it takes; create what is missing; refuse what does not fit. The cluster's id."""
-    return await once_reachable("broker", lambda: _prepare_topics_once(settings))
+    return await once_reachable("waiting for the broker", lambda: _prepare_topics_once(settings))
 
 
 def _prepare_topics_once(settings: Settings) -> str:
@@ -236,7 +239,7 @@ async def build_worker(role: Role) -> None:
             registry.register(f"{settings.topic('batch_summaries')}-value", summary_schema),
         )
 
-    prediction_id, summary_id = await once_reachable("registry", register)
+    prediction_id, summary_id = await once_reachable("waiting for the registry", register)
     rows = codec.RowCodec(registry)
     limits = await asyncio.to_thread(_record_limits, settings)
     app = _make_app(role)
@@ -345,7 +348,9 @@ async def build_monitor(role: Role) -> None:
     trigger_schema = codec.load_schema("retraining-trigger")
     trigger_topic = settings.topic("retraining_triggers")
     subject = f"{trigger_topic}-value"
-    trigger_id = await once_reachable("registry", lambda: registry.register(subject, trigger_schema))
+    trigger_id = await once_reachable(
+        "waiting for the registry", lambda: registry.register(subject, trigger_schema)
+    )
     app = _make_app(role)
     station = make_station(settings, bundle, cluster_id, metrics, rows.decode)
 
