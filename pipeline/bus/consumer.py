@@ -48,6 +48,7 @@ class Consumer(Commits):
         options = transport.options.for_consumer(
             self.app.conf.id,
             client_id=self.app.conf.broker_client_id,
+            enable_partition_eof=True,
             stats_cb=hooks.on_statistics,
             statistics_interval_ms=hooks.statistics_interval_ms if hooks.on_statistics else None,
         )
@@ -96,8 +97,8 @@ class Consumer(Commits):
         self._tainted = self._tainted or self.ledger.uncommitted(partitions)
         self.ledger.revoke(partitions)
 
-    def deliver(self, batches: list[RecordBatch]) -> None:
-        self.loop.call_soon_threadsafe(self._arrived, batches)
+    def deliver(self, batches: list[RecordBatch], ends: dict[TopicPartition, int] | None = None) -> None:
+        self.loop.call_soon_threadsafe(self._arrived, batches, ends or {})
 
     def rebalance(self, kind: str, partitions: set[TopicPartition]) -> "ThreadFuture[None]":
         return asyncio.run_coroutine_threadsafe(self._rebalance(kind, {TP(*tp) for tp in partitions}), self.loop)
@@ -160,7 +161,7 @@ class Consumer(Commits):
 
     # -- fetching ----------------------------------------------------------------------------
 
-    def _arrived(self, batches: list[RecordBatch]) -> None:
+    def _arrived(self, batches: list[RecordBatch], ends: dict[TopicPartition, int]) -> None:
         """Enter what was fetched in the ledger, in the order it was fetched, and queue it for the streams.
 
         The loop runs this before any rebalance that the poller reports later, so that a rebalance finds
@@ -180,6 +181,9 @@ class Consumer(Commits):
                 return
             if tp in self._assigned:  # else a rebalance is late, which will rewind it
                 self._fetched.put_nowait(self._message(batch, offset))
+        for tp, end in ends.items():
+            if tp in self.ledger and not self._seeking[tp]:
+                self.ledger.skip(tp, end)
         self._mind_room()
 
     def _message(self, batch: RecordBatch, offset: BatchOffset) -> Message:

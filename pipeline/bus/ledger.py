@@ -126,6 +126,18 @@ class Ledger:
             partition.position = partition.ranges.popleft().batch.next_offset
         return True
 
+    def skip(self, tp: TopicPartition, end: int) -> None:
+        """Note that nothing lies between the last record read and `end`: transaction markers, which are never read.
+
+        With the record before them they are done. Without this, a group would lag behind such an end for ever.
+        """
+        partition = self._partitions[tp]
+        if partition.ranges:
+            last = partition.ranges[-1].batch
+            last.next_offset = max(last.next_offset, end)
+        elif partition.position is None or end > partition.position:
+            partition.position = end
+
     def is_open(self, tp: TopicPartition, batch: BatchOffset) -> bool:
         """Whether `complete` would mark this range as done."""
         partition = self._partitions.get(tp)

@@ -65,8 +65,11 @@ class Owner(Protocol):
         """No more records of these partitions."""
         ...
 
-    def deliver(self, batches: list[RecordBatch]) -> None:
-        """Records were fetched; `Poller.arrived` counts them once they are taken in."""
+    def deliver(self, batches: list[RecordBatch], ends: dict[TopicPartition, int]) -> None:
+        """Records were fetched; `Poller.arrived` counts them once they are taken in.
+
+        ends: where partitions end for now. Between the last record and there lie transaction markers, if anything.
+        """
         ...
 
     def rebalance(self, kind: str, partitions: set[TopicPartition]) -> "Future[None]":
@@ -146,12 +149,12 @@ class Poller(threading.Thread):
                 self._mind_room()
                 messages = self._fetch()
                 if messages:
-                    batches = self._batches(messages)
-                    if batches:
+                    batches, ends = self._sorted(messages)
+                    if batches or ends:
                         self._errors.working()
                         self._delivered += sum(map(len, batches))
                         self._delivered_bytes += sum(batch.size_bytes for batch in batches)
-                        self._owner.deliver(batches)
+                        self._owner.deliver(batches, ends)
             self._serve()
         except BaseException as error:  # noqa: BLE001 (whatever ends this thread must be known)
             self._owner.failed(error)
@@ -214,14 +217,18 @@ class Poller(threading.Thread):
         self._paused = True
         log.debug("partitions paused: enough in flight")
 
-    def _batches(self, messages: list[Message]) -> list[RecordBatch]:
-        """Messages as one record batch per topic-partition, in the order they were fetched."""
+    def _sorted(self, messages: list[Message]) -> tuple[list[RecordBatch], dict[TopicPartition, int]]:
+        """Messages as one record batch per topic-partition, in the order they were fetched; and the ends among them."""
         groups: dict[tuple[str, int], list[Message]] = {}
+        ends: dict[TopicPartition, int] = {}
         for message in messages:
-            if message.error() is not None:
+            error = message.error()
+            if error is None:
+                groups.setdefault((message.topic(), message.partition()), []).append(message)
+            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (has no public name)
+                ends[TopicPartition(message.topic(), message.partition())] = message.offset()
+            else:
                 self._consumer_error(message)
-                continue
-            groups.setdefault((message.topic(), message.partition()), []).append(message)
         batches = []
         for (topic, partition), group in groups.items():
             keys, values = [m.key() for m in group], [m.value() for m in group]
@@ -239,7 +246,7 @@ class Poller(threading.Thread):
                     size_bytes(keys, values, some_headers),
                 )
             )
-        return batches
+        return batches, ends
 
     def _consumer_error(self, message: Message) -> None:
         error: KafkaError = message.error()

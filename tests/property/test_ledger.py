@@ -79,6 +79,18 @@ class LedgerMachine(RuleBasedStateMachine):
         self.handed.append(Handed(tp, first, end, records, token, assignment=self.assignments[tp]))
         self.assigned[tp] = end
 
+    @precondition(lambda self: self.assigned)
+    @rule(data=st.data(), markers=st.integers(0, 2))
+    def skip(self, data: st.DataObject, markers: int) -> None:
+        """The partition's end was reached, with markers behind the last record."""
+        tp = data.draw(st.sampled_from(sorted(self.assigned)))
+        self.assigned[tp] += markers
+        self.ledger.skip(tp, self.assigned[tp])
+        if ranges := self.valid(tp):
+            ranges[-1].next_offset = self.assigned[tp]
+        else:
+            self.base[tp] = self.assigned[tp]
+
     @precondition(lambda self: self.handed)
     @rule(data=st.data())
     def complete(self, data: st.DataObject) -> None:
