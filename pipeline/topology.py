@@ -348,9 +348,7 @@ async def build_monitor(role: Role) -> None:
     trigger_schema = codec.load_schema("retraining-trigger")
     trigger_topic = settings.topic("retraining_triggers")
     subject = f"{trigger_topic}-value"
-    trigger_id = await once_reachable(
-        "waiting for the registry", lambda: registry.register(subject, trigger_schema)
-    )
+    trigger_id = await once_reachable("waiting for the registry", lambda: registry.register(subject, trigger_schema))
     app = _make_app(role)
     station = make_station(settings, bundle, cluster_id, metrics, rows.decode)
 
