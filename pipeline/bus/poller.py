@@ -232,7 +232,7 @@ class Poller(threading.Thread):
         batches = []
         for (topic, partition), group in groups.items():
             keys, values = [m.key() for m in group], [m.value() for m in group]
-            headers = [headers_of(m) for m in group]
+            headers = headers_of(group)
             some_headers = headers if any(headers) else None
             batches.append(
                 RecordBatch(

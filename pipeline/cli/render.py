@@ -50,7 +50,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 def header_text(message: Message) -> dict[str, str]:
     """The headers of a record as text; of repeated names the last one."""
-    return {name: (value or b"").decode("utf-8", "replace") for name, value in headers_of(message) or ()}
+    return {name: (value or b"").decode("utf-8", "replace") for name, value in headers_of([message])[0] or ()}
 
 
 def dead_letter(message: Message) -> dict[str, Any]:
