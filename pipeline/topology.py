@@ -254,12 +254,13 @@ async def build_worker(role: Role) -> None:
         record_bytes_max=limits,
     )
     scoring = settings.scoring
+    watches_drift = settings.drift.enabled and bool(model.baseline.signals)
     flow = Flow(
         decoder=codec.ColumnarDecoder(registry, schema),
         validator=Validator(model.contract, id_field=settings.events.id_field, time_field=settings.events.time_field),
         model=model,
         publisher=publisher,
-        summariser=drift.SignalSummariser(model.baseline, model.identity) if settings.drift.enabled else None,
+        summariser=drift.SignalSummariser(model.baseline, model.identity) if watches_drift else None,
         observer=metrics,
         settings=FlowSettings(
             batch_max=scoring.batch_max,
