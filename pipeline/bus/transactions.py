@@ -8,10 +8,15 @@ What librdkafka says of a failed call decides, in this order (its rdkafka.h):
                       (a paused process), a new producer goes on from the last commit; else another
                       instance has our transactional.id, and this one stops at once         FencedError
 
-librdkafka lacks the client's side of KIP-890: an EndTxn that was delayed on the way may end a *later*
-transaction of the same producer epoch on Kafka 4.x. So after every commit that was slow, was tried again or
-whose outcome is unknown, the producer is replaced by a new one with the same transactional.id: its
-init_transactions waits for the old transaction's end and raises the epoch, which fences whatever is late.
+librdkafka lacks the client's side of KIP-890: a request that was delayed on the way may hit a *later* transaction of
+the same producer epoch, on Kafka 4.1 too (tests/faults/test_network.py shows it on a bare producer): EndTxn commits or
+aborts half of it, TxnOffsetCommit takes the offsets back. So the producer is replaced by a new one with the same
+transactional.id wherever a request may still be under way: after every abort, and after every commit of which one
+was sent twice or the outcome is unknown. The new one's init_transactions waits for the old transaction's end and
+raises the epoch, which fences whatever is late.
+
+librdkafka does not say that it sent a request again, but it never does so at once (RETRY_BACKOFF_MS): a call that was
+quicker sent each request once, and had its answer.
 """
 
 import threading
@@ -29,10 +34,13 @@ from pipeline.records import Headers, TopicPartition
 
 log = structlog.get_logger(__name__)
 
-#: librdkafka sends a request again after this long without an answer; 60 s by default.
+#: librdkafka gives up on an answer after this long and sends the request again; 60 s by default.
 SOCKET_TIMEOUT_MS = 10_000
-#: A commit this slow may have been sent twice on the way. Usual are 5 to 50 ms.
-SLOW_COMMIT_S = 5.0
+#: It sends EndTxn and AddOffsetsToTxn again no sooner than 0.8 times this after their failure (rdkafka_broker.c,
+#: rd_kafka_broker_buf_retry: 20 % of jitter), 0.56 s; TxnOffsetCommit after 0.5 s (rdkafka_txnmgr.c).
+RETRY_BACKOFF_MS = 700
+#: So no request of a call that took less was sent twice. Usual are 5 to 50 ms.
+ONCE_SENT_S = 0.45
 #: Before a call that fails with a retriable error is given up: as long as a broker's restart may take.
 RETRY_BUDGET_S = 60.0
 RETRY_PAUSE_S = 0.2
@@ -75,7 +83,9 @@ class TransactionalProducer(BatchProducer):
             "transaction.timeout.ms": timeout_ms,
             # librdkafka demands it; a record that takes longer aborts, and its input is read again.
             "message.timeout.ms": timeout_ms,
-            "socket.timeout.ms": min(SOCKET_TIMEOUT_MS, timeout_ms),
+            "socket.timeout.ms": min(int(options.get("socket.timeout.ms", SOCKET_TIMEOUT_MS)), timeout_ms),
+            "retry.backoff.ms": RETRY_BACKOFF_MS,
+            "retry.backoff.max.ms": max(RETRY_BACKOFF_MS, 1_000),
         }
         super().__init__({**options, **own}, on_broker_error)
         self._timeout_s = timeout_ms / 1000
@@ -85,6 +95,15 @@ class TransactionalProducer(BatchProducer):
         self._began_at: float | None = None
         self._renew_because: str | None = None
         self.aborted = False
+
+    def take_over(self) -> None:
+        """End what a former instance with this transactional.id left open, now and not at the first record.
+
+        Else, until its timeout, the group's offsets in it hold up whoever is assigned their partitions, this
+        instance too. Waits for an absent broker. Raises UnreachableError once closed, DeliveryError.
+        """
+        with self._lock:
+            self._initialise()
 
     def send_batch(
         self,
@@ -108,25 +127,24 @@ class TransactionalProducer(BatchProducer):
         """Commit what was sent together with `offsets` of the consumer group `group` (its metadata).
 
         1. Send the offsets: the group's coordinator refuses those of a member that was thrown out.
-        2. Commit, which flushes first; a record that cannot be delivered aborts.
-        3. Have the producer replaced before its next transaction, if this commit was not quick and clean.
+        2. Flush, so that the commit takes only its own time; a record that cannot be delivered makes 3 abort.
+        3. Commit.
+        4. Have the producer replaced before its next transaction, if a request of 1 or 3 may have been sent twice.
 
         Raises TransactionAbortedError (nothing is visible, or it is unknown whether all is: the group's offsets
         tell), FencedError, DeliveryError.
         """
         with self._lock:
             self._begin()
-            started = time.monotonic()
             positions = [_TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
-            again = self._call(lambda: self._producer.send_offsets_to_transaction(positions, group))
+            late = self._call(lambda: self._producer.send_offsets_to_transaction(positions, group))
+            self._producer.flush(self._timeout_s)
             # -1: any other timeout would leave librdkafka and the broker of two minds (rdkafka.h).
-            again += self._call(lambda: self._producer.commit_transaction(-1))
+            late = self._call(lambda: self._producer.commit_transaction(-1)) or late
             self._began_at = None
+            self._renew_because = "a request of the last commit may have been sent twice" if late else None
             self._check()
             self._errors.working()
-            took_s = time.monotonic() - started
-            if again or took_s > SLOW_COMMIT_S:
-                self._renew_because = f"the last commit took {took_s:.1f} s and {again} more tries"
 
     @property
     def open(self) -> bool:
@@ -144,6 +162,8 @@ class TransactionalProducer(BatchProducer):
             except KafkaException as error:
                 self._refuse_twin(error.args[0])
                 self._renew(f"abort failed: {error.args[0].str()}")
+            else:
+                self._renew_because = "the last transaction was aborted"
             self._failure = None
             self._began_at = None
 
@@ -171,10 +191,11 @@ class TransactionalProducer(BatchProducer):
             self._judge(error.args[0])
             raise DeliveryError(f"producer: {error.args[0].str()}") from error
 
-    def _call(self, call: Callable[[], Any]) -> int:
-        """Call until it succeeds; how many times it had to be called again."""
-        give_up, again = time.monotonic() + RETRY_BUDGET_S, 0
+    def _call(self, call: Callable[[], Any]) -> bool:
+        """Call until it succeeds; whether a request of it may have been sent twice."""
+        give_up, again = time.monotonic() + RETRY_BUDGET_S, False
         while True:
+            started = time.monotonic()
             try:
                 call()
             except KafkaException as error:
@@ -182,11 +203,11 @@ class TransactionalProducer(BatchProducer):
                 if cause.txn_requires_abort() or not cause.retriable() or time.monotonic() > give_up:
                     self._judge(cause)
                     raise DeliveryError(f"producer: {cause.str()}") from error
-                again += 1
+                again = True
                 log.info("transaction call tried again", error=cause.str())
                 time.sleep(RETRY_PAUSE_S)
             else:
-                return again
+                return again or time.monotonic() - started > ONCE_SENT_S
 
     def _judge(self, cause: KafkaError) -> None:
         """Raise what follows from a failed call; return if it does not concern the transaction."""
