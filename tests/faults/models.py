@@ -55,3 +55,17 @@ class Slow(Mlp):
     def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         time.sleep(self._seconds)
         return super().forward(inputs)
+
+
+class SlowAtFirst(Mlp):
+    """Takes `seconds` for each of its first `calls` real batches."""
+
+    def __init__(self, seconds: float, calls: int) -> None:
+        super().__init__()
+        self._seconds, self._left = seconds, calls
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self._left and bool(inputs["numbers"].any()):
+            self._left -= 1
+            time.sleep(self._seconds)
+        return super().forward(inputs)
