@@ -18,6 +18,11 @@ Mask = npt.NDArray[np.bool_]
 #: Index of a column, then of fields inside it.
 Path = tuple[int, ...]
 
+#: Among milliseconds since 1970: there is no time.
+NO_TIME_MS = -(1 << 63)
+#: The years 1 to 9999: what Python, Java's ISO form and most databases have a date for.
+FIRST_TIME_MS, LAST_TIME_MS = -62_135_596_800_000, 253_402_300_799_999
+
 _MILLISECONDS = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
 
 
@@ -233,7 +238,10 @@ def texts(values: pa.Array) -> list[str]:
 
 
 def milliseconds(times: pa.Array) -> Longs:
-    """(n,) int64 milliseconds since the epoch, rounded down; -1 for null. Integers are milliseconds already."""
+    """(n,) int64 milliseconds since the epoch, rounded down. Integers are milliseconds already.
+
+    NO_TIME_MS for null, and for what is no date: whoever reads it later could not.
+    """
     factor, divisor = 1, 1
     if pa.types.is_timestamp(times.type):
         factor, divisor = _MILLISECONDS[times.type.unit]
@@ -242,6 +250,7 @@ def milliseconds(times: pa.Array) -> Longs:
     values: Longs = (times if missing is None else times.fill_null(0)).to_numpy().astype(np.int64)
     if factor != divisor:
         values = values * factor // divisor
+    values[(values < FIRST_TIME_MS) | (values > LAST_TIME_MS)] = NO_TIME_MS
     if missing is not None:
-        values[missing] = -1
+        values[missing] = NO_TIME_MS
     return values

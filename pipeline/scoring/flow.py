@@ -20,6 +20,7 @@ import structlog
 from pipeline.contracts import Clock, Decoder, Delivery, Model, Observer, Summariser
 from pipeline.errors import ScoringError, TransactionAbortedError, UnreachableError
 from pipeline.records import Decoded, Floats, Longs, Reason, RecordBatch, Reject, Stage
+from pipeline.scoring.fields import FIRST_TIME_MS, LAST_TIME_MS, NO_TIME_MS
 from pipeline.scoring.publish import PredictionColumns, Publisher, prediction_labels
 from pipeline.scoring.refusal import InputLimit
 from pipeline.scoring.signals import SignalMatrix
@@ -329,8 +330,9 @@ class Flow:
         matrix = signals.fill(
             len(rows), decoded_rows, checked.numbers, checked.nulls, scored.scored_rows, scored.outputs, scored.labels
         )
-        times = rows.timestamps_ms.copy()
-        known = checked.event_times_ms >= 0
+        # A producer may write any number there, and a summary's times are read as dates.
+        times = np.clip(rows.timestamps_ms, FIRST_TIME_MS, LAST_TIME_MS)
+        known = checked.event_times_ms != NO_TIME_MS
         times[decoded_rows[known]] = checked.event_times_ms[known]
         start = 0
         for batch in rows.batches:
@@ -351,8 +353,9 @@ class Flow:
         now_ms = self._clock() * 1000
         observer.latencies("broker", (now_ms - rows.timestamps_ms[scored.scored_rows]) / 1000)
         event_times = scored.checked.event_times_ms
-        if (event_times >= 0).any():
-            observer.latencies("event", (now_ms - event_times[event_times >= 0]) / 1000)
+        event_times = event_times[event_times != NO_TIME_MS]
+        if len(event_times):
+            observer.latencies("event", (now_ms - event_times) / 1000)
 
 
 async def _comes(coming: "asyncio.Future[Any]", more_waiting: Callable[[], bool], linger_until: float) -> bool:

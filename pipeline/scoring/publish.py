@@ -19,6 +19,7 @@ from pipeline.records import (
     ModelIdentity,
     Reject,
 )
+from pipeline.scoring.fields import NO_TIME_MS
 
 #: Dead-letter headers: Kafka Connect's names where it has one, so that its tools read them; ours beside them.
 CONNECT = "__connect.errors."
@@ -62,7 +63,7 @@ class PredictionColumns:
         partitions: Longs,
         offsets: Longs,
     ) -> pa.RecordBatch:
-        """N predictions; `event_times_ms` -1 means null."""
+        """N predictions; `event_times_ms` NO_TIME_MS means null."""
         n, width = outputs.shape
         timestamp = pa.timestamp("ms", tz="UTC")
         identity = self._identity
@@ -73,7 +74,7 @@ class PredictionColumns:
             label_column = self._classes.take(pa.array(labels))
         columns = {
             "event_id": pa.array(ids, pa.string()),
-            "event_time": pa.array(event_times_ms, mask=event_times_ms < 0).cast(timestamp),
+            "event_time": pa.array(event_times_ms, mask=event_times_ms == NO_TIME_MS).cast(timestamp),
             "model_id": _constant(identity.model_id, n),
             "model_version": _constant(identity.model_version, n),
             "role": _constant(identity.role, n),

@@ -33,7 +33,7 @@ class Validated:
     inputs: list[ModelInputs]
     #: Identifier of each of the n rows as text; "" where there is none.
     ids: list[str]
-    #: (n,) event times; -1 where null, or where no time field is set.
+    #: (n,) event times; NO_TIME_MS where null or no date, or where no time field is set.
     event_times_ms: Longs
     #: (n, number features) values before any policy; NaN where null or not finite as float32.
     numbers: Floats
@@ -166,7 +166,7 @@ class Validator:
 
     def _event_times_ms(self, columns: pa.RecordBatch) -> Longs:
         if self._time_path is None:
-            return np.full(columns.num_rows, -1, dtype=np.int64)
+            return np.full(columns.num_rows, fields.NO_TIME_MS, dtype=np.int64)
         return fields.milliseconds(fields.column(columns, self._time_path))
 
     # -- one reader a kind -------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.errors import ContractError
 from pipeline.records import Decoded, Feature, FeatureContract, OutputContract, Reason, Stage
+from pipeline.scoring.fields import FIRST_TIME_MS, LAST_TIME_MS, NO_TIME_MS
 from pipeline.scoring.validate import Validated, Validator, imputation_keys
 
 OUTPUT = OutputContract("classification", 2, ("no", "yes"), "softmax")
@@ -220,15 +221,23 @@ MOMENT = dt.datetime(2024, 5, 6, 7, 8, 9, 123000, tzinfo=dt.UTC)
     "type_", [pa.timestamp("ms"), pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.timestamp("ns"), pa.int64()]
 )
 def test_event_times_are_milliseconds(type_: pa.DataType) -> None:
-    """Timestamps of any unit and longs of milliseconds give the same time; null gives -1."""
+    """Timestamps of any unit and longs of milliseconds give the same time, before 1970 too; null gives none."""
     milliseconds = 1_714_979_289_123
-    column = pa.array([milliseconds, None, 0], pa.int64())
+    column = pa.array([milliseconds, None, 0, -1], pa.int64())
     if pa.types.is_timestamp(type_):
         column = column.cast(pa.timestamp("ms", type_.tz)).cast(type_)
     assert int(MOMENT.timestamp() * 1000) == milliseconds
-    checked = validate((number(),), {"x": [1.0, 2.0, 3.0], "t": column}, time_field="t")
-    assert checked.event_times_ms.tolist() == [milliseconds, -1, 0]
+    checked = validate((number(),), {"x": [1.0, 2.0, 3.0, 4.0], "t": column}, time_field="t")
+    assert checked.event_times_ms.tolist() == [milliseconds, NO_TIME_MS, 0, -1]
     assert checked.event_times_ms.dtype == np.int64
+
+
+def test_a_time_that_is_no_date_is_none() -> None:
+    """The years 1 to 9999 are kept to their ends; beyond, there is no time that a reader could show."""
+    ends = [FIRST_TIME_MS, LAST_TIME_MS]
+    column = pa.array([*ends, ends[0] - 1, ends[1] + 1, -(2**63), 2**63 - 1], pa.int64())
+    checked = validate((number(),), {"x": [1.0] * 6, "t": column}, time_field="t")
+    assert checked.event_times_ms.tolist() == [*ends, *[NO_TIME_MS] * 4]
 
 
 def test_features_in_nested_records_are_paths() -> None:
