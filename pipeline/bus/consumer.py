@@ -17,6 +17,7 @@ from pipeline.bus.clients import ErrorLog
 from pipeline.bus.commits import Commits
 from pipeline.bus.ledger import BatchOffset
 from pipeline.bus.poller import Poller, PollerStoppedError
+from pipeline.errors import PipelineError
 from pipeline.records import RecordBatch, TopicPartition
 
 log = structlog.get_logger(__name__)
@@ -80,10 +81,18 @@ class Consumer(Commits):
         """Nothing to do: the poller's thread closes the consumer it owns."""
 
     async def subscribe(self, topics: Iterable[str]) -> None:
-        """Join the group for these topics."""
+        """Join the group for these topics, once nothing is left open of this instance's former life."""
         names = sorted(topics)
-        if names and self._poller is not None:
-            await asyncio.wrap_future(self._poller.subscribe(names))
+        if not names or self._poller is None:
+            return
+        try:
+            if self.transport.transactions is not None:
+                await asyncio.to_thread(self.app.producer.batch.take_over)
+        except PipelineError as error:
+            if not self._stopping:
+                self._hooks.on_fault(error)
+            return
+        await asyncio.wrap_future(self._poller.subscribe(names))
 
     # -- the poller's side: called on its thread, taking effect on the loop in this order ---
 
@@ -94,7 +103,8 @@ class Consumer(Commits):
         self.loop.call_soon_threadsafe(self._let_go, partitions)
 
     def _let_go(self, partitions: set[TopicPartition]) -> None:
-        self._tainted = self._tainted or self.ledger.uncommitted(partitions)
+        in_work = any(TopicPartition(*message.tp) in partitions for message in self._unacked_messages)
+        self._tainted = self._tainted or in_work or self.ledger.uncommitted(partitions)
         self.ledger.revoke(partitions)
 
     def deliver(self, batches: list[RecordBatch], ends: dict[TopicPartition, int] | None = None) -> None:
