@@ -16,6 +16,7 @@ BOOTSTRAP_VARIABLE = "PIPELINE_TEST_BOOTSTRAP_SERVERS"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, help="replay one schedule of tests/property/test_simulation.py")
     parser.addoption("--matrix", metavar="FILE", help="write what the tests of the fault matrix found to FILE (JSON)")
 
 
