@@ -25,6 +25,7 @@ from pipeline.bus.limits import record_bytes_max
 from pipeline.errors import BundleError, ContractError, PipelineError, UnreachableError, explained
 from pipeline.models import bundle as bundles
 from pipeline.models import devices, loading
+from pipeline.records import TopicPartition
 from pipeline.scoring.engine import TorchModel
 from pipeline.scoring.flow import Flow, FlowSettings, queue_waits
 from pipeline.scoring.publish import Publisher
@@ -103,7 +104,7 @@ def _make_app(role: Role) -> Any:
         on_commit_seconds=lambda seconds: metrics.stage("commit", seconds),
         on_in_flight=metrics.in_flight,
         on_broker_error=metrics.broker_error,
-        on_statistics=_lag_reporter(metrics),
+        on_statistics=_lag_reporter(role),
     )
     configure(
         app,
@@ -130,19 +131,26 @@ def _transactions(role: Role) -> Transactions | None:
     return Transactions(f"{prefix}-{role.slot}", delivery.transaction_timeout_ms)
 
 
-def _lag_reporter(metrics: observe.Metrics) -> Callable[[str], None]:
-    """Lag per assigned partition, out of librdkafka's statistics."""
+def _lag_reporter(role: Role) -> Callable[[str], None]:
+    """Lag per assigned partition: its last stable offset, out of librdkafka's statistics, less what is committed.
+
+    Before the first commit, their `consumer_lag`: of what a transaction commits, librdkafka's consumer never hears.
+    """
     shown: set[tuple[str, int]] = set()
 
     def report(text: str) -> None:
         now: set[tuple[str, int]] = set()
         for name, topic in json.loads(text).get("topics", {}).items():
             for number, partition in topic.get("partitions", {}).items():
-                if int(number) >= 0 and partition.get("consumer_lag", -1) >= 0:
+                lag, end = partition.get("consumer_lag", -1), partition.get("ls_offset", -1)
+                done = role.app.consumer.ledger.last_committed(TopicPartition(name, int(number)))
+                if done is not None and end >= 0:
+                    lag = max(end - done, 0)
+                if int(number) >= 0 and lag >= 0:
                     now.add((name, int(number)))
-                    metrics.lag(name, int(number), partition["consumer_lag"])
+                    role.metrics.lag(name, int(number), lag)
         for name, number in shown - now:
-            metrics.forget_lag(name, number)
+            role.metrics.forget_lag(name, number)
         shown.clear()
         shown.update(now)
 

@@ -151,6 +151,11 @@ class Ledger:
             if p.position is not None and (p.committed is None or p.position > p.committed)
         }
 
+    def last_committed(self, tp: TopicPartition) -> int | None:
+        """What was committed last in this assignment of `tp`; None before that. May be asked from any thread."""
+        partition = self._partitions.get(tp)
+        return None if partition is None else partition.committed
+
     def committed(self, offsets: dict[TopicPartition, int]) -> None:
         """Note that the broker has these offsets."""
         for tp, offset in offsets.items():

@@ -3,7 +3,9 @@
 docs/operating.md ("Memory") derives the bounds that are asserted here.
 """
 
+import re
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -203,9 +205,19 @@ def test_transactions_of_others_in_the_input(broker: str, make: Make, judge: Jud
             end()
     eventually(lambda: pipeline.predicted() >= events, "all committed events predicted")
     eventually(lambda: not pipeline.uncommitted_partitions(), "the group at the end of every partition")
+    eventually(lambda: lags(worker) == [0] * partitions, "a lag of 0 among the metrics")
     assert worker.terminate() == 0, worker.log()[-3000:]
     found = judge(pipeline, events, mode, aborted=events + events // step)
     assert found["duplicated"] == 0
+
+
+def lags(worker: Process) -> list[int]:
+    """Its `pipeline_lag_records`, partition by partition."""
+    url = re.search(r"http://127\.0\.0\.1:\d+", worker.log())
+    assert url is not None
+    with urllib.request.urlopen(f"{url[0]}/metrics", timeout=PATIENCE_S) as answer:
+        lines = answer.read().decode().splitlines()
+    return [int(float(line.split()[-1])) for line in lines if line.startswith("pipeline_lag_records{")]
 
 
 @pytest.mark.case("P5")
