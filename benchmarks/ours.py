@@ -34,9 +34,9 @@ class Mlp(torch.nn.Module):
         return scores
 
 
-def command(job_: job.Job, folder: Path) -> list[str]:
+def command(job_: job.Job, folder: Path, settings: dict[str, Any] | None = None) -> list[str]:
     """Make a project in `folder` for the job; the command line of its one worker."""
-    config = make_project(folder, job_)
+    config = make_project(folder, job_, settings)
     return [sys.executable, "-m", "pipeline.cli", "--config", str(config), "run", "worker"]
 
 

@@ -48,6 +48,14 @@ SYSTEMS: dict[str, System] = {
     "ours": System(
         "pipeline", ours.command, lambda: verify.read_predictions(ours.prediction_schema()), False, None, ours.group
     ),
+    "exact": System(
+        "pipeline, exactly once",
+        lambda job, folder: ours.command(job, folder, {"delivery.mode": "exactly_once"}),
+        lambda: verify.read_predictions(ours.prediction_schema()),
+        False,
+        None,
+        ours.group,
+    ),
     "faust": System(
         "plain Faust (aiokafka, take 512, fastavro)", _module("plain_faust"), lambda: verify.read_scores, False, 50_000
     ),

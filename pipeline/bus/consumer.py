@@ -63,6 +63,8 @@ class Consumer(Commits):
         )
         self._poller.drain_deadline_s = transport.drain_deadline_s
         self._poller.start()
+        if transport.transactions is not None:
+            self.add_future(self._commit_when_idle())
 
     async def on_stop(self) -> None:
         """Drain and commit within the deadline, leave the group, close."""
@@ -254,5 +256,7 @@ class Consumer(Commits):
 
     def _complete(self, tp: TP, offset: BatchOffset) -> bool:
         done = self.ledger.complete(TopicPartition(*tp), offset)
+        if done and self.ledger.idle():
+            self._nothing_left.set()
         self._mind_room()
         return done

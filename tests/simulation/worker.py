@@ -345,6 +345,8 @@ class Worker:
         self._keep(self.consumer._drain_messages(SimpleNamespace(should_stop=False)))
         self._keep(self._work())
         self._keep(self._commit_by_the_clock())
+        if self.exactly_once:
+            self._keep(self.consumer._commit_when_idle())
 
     async def _join(self) -> None:
         await self.consumer.subscribe([INPUT])
