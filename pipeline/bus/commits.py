@@ -116,8 +116,10 @@ class Commits(Positions):
             await self._nothing_left.wait()
             self._nothing_left.clear()
             if self.ledger.idle():
+                started = time.monotonic()
                 await self.commit()
-                await asyncio.sleep(IDLE_COMMIT_PAUSE_S)
+                # Twice what it took: a commit with the summaries of 300 partitions is no small thing.
+                await asyncio.sleep(max(IDLE_COMMIT_PAUSE_S, 2 * (time.monotonic() - started)))
 
     async def _commit_guarded(self) -> bool:
         async with self.commit_guard():
