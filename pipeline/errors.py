@@ -141,7 +141,9 @@ def explained(error: Exception) -> PipelineError:
     if isinstance(error, PipelineError):
         return error
     told = " ".join(f"{type(error).__name__}: {error}".split())
-    if isinstance(error, MemoryError):
+    # A shared library that the address space has no room for: torch's take 1 to 3 GB of it.
+    no_room = isinstance(error, ImportError) and "failed to map segment" in str(error)
+    if isinstance(error, MemoryError) or no_room:
         return ExhaustedError(
             f"out of memory ({told}); allow the process more, or lower scoring.step_max and batch_max"
         )

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 from prometheus_client.exposition import choose_encoder
 
-from pipeline.errors import SettingsError
+from pipeline.errors import ExhaustedError, SettingsError, explained
 from pipeline.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -36,7 +36,7 @@ class ObserveServer:
     Both are called on a thread of the server, must return at once, and count as "no" when they raise.
     port: 0 takes a free one, see `port`.
 
-    Raises SettingsError when the address cannot be listened on.
+    Raises SettingsError when the address cannot be listened on, ExhaustedError when no file may be opened.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class ObserveServer:
         try:
             self._server = _Server(host, port, handler)
         except (OSError, OverflowError) as error:
+            if isinstance(known := explained(error), ExhaustedError):
+                raise known from None
             reason = getattr(error, "strerror", None) or error
             mend = "set observe.host and observe.port to an address of this machine that is free (port 0: any)"
             raise SettingsError(f"observe.port: cannot listen on {host}:{port}: {reason}; {mend}") from None

@@ -30,6 +30,7 @@ def test_our_own_errors_stay_what_they_are() -> None:
     "error",
     [
         MemoryError("Unable to allocate 3 GiB"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
         OSError(errno.EMFILE, "Too many open files"),
         OSError(errno.ENOSPC, "No space left on device"),
         RuntimeError("can't start new thread"),
