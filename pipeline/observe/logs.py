@@ -23,7 +23,9 @@ Format = Literal["auto", "json", "console"]
 
 MASK = "**********"
 #: Libraries that log each step they take at level info.
-NOISY = ("faust", "mode", "aiokafka", "asyncio", "urllib3")
+NOISY = ("faust", "mode", "aiokafka", "asyncio", "urllib3", "httpx", "httpx2")
+#: Warns at each commit that takes longer than the commit interval; then the next one is later, and nothing is wrong.
+IDLE_TALK = ("mode.timers",)
 #: A traceback of 50 frames fits; a record's bytes pasted into a message by some library do not flood the log.
 VALUE_CHARACTERS_MAX = 16_384
 
@@ -77,6 +79,8 @@ def configure(level: Level = "info", format: Format = "auto", stream: TextIO | N
     root.setLevel(number)
     for name in NOISY:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
+    for name in IDLE_TALK:
+        logging.getLogger(name).setLevel(logging.ERROR)
     logging.captureWarnings(capture=True)
 
 
