@@ -14,11 +14,11 @@ from pipeline.codec import incompatibilities
 class SchemaRegistryServer:
     """`with SchemaRegistryServer() as server:` serves at `server.url`.
 
-    credentials: "user:password" that every request must bring.
+    credentials: "user:password" that every request must bring. port: 0 takes a free one.
     `fail_with` makes every answer that HTTP status; `is_silent` makes it never come.
     """
 
-    def __init__(self, credentials: str | None = None) -> None:
+    def __init__(self, credentials: str | None = None, port: int = 0) -> None:
         self.credentials = credentials
         self.schemas: list[dict[str, Any]] = []
         self.subjects: dict[str, list[int]] = {}
@@ -26,7 +26,7 @@ class SchemaRegistryServer:
         self.fail_with: int | None = None
         self.is_silent = False
         self._released = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 
     @property
@@ -38,10 +38,20 @@ class SchemaRegistryServer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Refuse connections from now on. May be called twice."""
         self._released.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def again(self) -> "SchemaRegistryServer":
+        """Another one at the same address, with all that was registered; not yet serving."""
+        other = SchemaRegistryServer(self.credentials, self._server.server_port)
+        other.schemas, other.subjects = self.schemas, self.subjects
+        return other
 
     def answer(self, method: str, path: str, body: Any, authorization: str | None) -> tuple[int, Any]:
         """Status and JSON of one request."""
