@@ -37,9 +37,12 @@ CONSUMER_DEFAULTS: dict[str, Any] = {
     # Default 1000 ms makes a fast consumer wait while nothing works: the same loop ran 1.4-2.6 times
     # as fast at 1 (shared measurements; `python -m benchmarks.run` shows the whole job).
     "fetch.queue.backoff.ms": 1,
-    # A worker keeps up to this much fetched and unread in librdkafka: 64 MiB over all partitions.
+    # A worker keeps up to this much fetched and unread in librdkafka, over all partitions: 64 MiB or 100,000
+    # records (of about 500 bytes each beside their own), and what one more answer of each broker brings.
     "queued.max.messages.kbytes": 65_536,
     "queued.min.messages": 100_000,
+    # Default 50 MiB: with 50 partitions or more one answer may be that large. 16 MiB are 160,000 events of 100 bytes.
+    "fetch.max.bytes": 16_777_216,
     # The broker answers as soon as there is a byte, and looks every 50 ms when there is none.
     "fetch.wait.max.ms": 50,
 }
@@ -54,7 +57,8 @@ PRODUCER_DEFAULTS: dict[str, Any] = {
     "linger.ms": 2,
     "batch.num.messages": 10_000,
     "queue.buffering.max.messages": 200_000,
-    "queue.buffering.max.kbytes": 262_144,
+    # Of values alone: 64 MiB are one second of 64 MB/s. What is full makes scoring wait, and that the intake.
+    "queue.buffering.max.kbytes": 65_536,
     # The topic's max.message.bytes decides, not librdkafka's default of 1 MB, which would refuse the
     # dead letter of a record that the events topic took (its bytes and our headers).
     "message.max.bytes": 16_777_216,
