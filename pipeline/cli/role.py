@@ -17,6 +17,8 @@ log = structlog.get_logger(__name__)
 #: few hundred of them: 200k events/s became 325k without it (`make bench`). So it runs by the clock, on what is
 #: not there from the start: some milliseconds each time.
 COLLECT_EVERY_S = 10.0
+#: On top of the shutdown deadline, to which drain, flush and commit keep by themselves: closing of connections.
+CLOSE_GRACE_S = 5.0
 
 
 async def run_role(settings: Settings, name: str, slot: int = 1) -> PipelineError | None:
@@ -79,8 +81,7 @@ async def _run_app(role: topology.Role, stop: asyncio.Event) -> PipelineError | 
     role.metrics.ready(False)
     app.transport.start_deadline()
     deadline_s = role.settings.delivery.shutdown_deadline_s
-    # The consumer keeps to the deadline by itself; the seconds on top are for closing connections.
-    _, late = await asyncio.wait({asyncio.ensure_future(app.stop())}, timeout=deadline_s + 5.0)
+    _, late = await asyncio.wait({asyncio.ensure_future(app.stop())}, timeout=deadline_s + CLOSE_GRACE_S)
     if late:
         log.error("the app did not stop in time")
     for wait in (*waits, collecting):
