@@ -11,7 +11,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -22,10 +22,11 @@ from pipeline import codec, drift, observe
 from pipeline.bus import Configuration, Hooks, Transactions, batch_topic, configure, topics
 from pipeline.bus.clients import ClientOptions, make_admin, wait_for_broker
 from pipeline.bus.limits import record_bytes_max
+from pipeline.bus.reading import record_batches
 from pipeline.errors import BundleError, ContractError, PipelineError, UnreachableError, explained
 from pipeline.models import bundle as bundles
 from pipeline.models import devices, loading
-from pipeline.records import TopicPartition
+from pipeline.records import RecordBatch, TopicPartition
 from pipeline.scoring.engine import TorchModel
 from pipeline.scoring.flow import Flow, FlowSettings, queue_waits
 from pipeline.scoring.publish import Publisher
@@ -82,7 +83,7 @@ class Role:
         return (True, "ready") if self.app.consumer.assignment() else (False, "no partitions assigned")
 
 
-def _make_app(role: Role) -> Any:
+def _make_app(role: Role, on_commit: Callable[[str], None] = lambda _outcome: None) -> Any:
     settings, metrics = role.settings, role.metrics
     app = _App(
         settings.group(role.name),
@@ -97,10 +98,15 @@ def _make_app(role: Role) -> Any:
         store="memory://",
         autodiscover=False,
     )
+
+    def committed(outcome: str) -> None:
+        metrics.committed(outcome)
+        on_commit(outcome)
+
     hooks = Hooks(
         on_fault=role.fail,
         on_rebalance=lambda kind, _n: metrics.rebalanced(kind),
-        on_commit=metrics.committed,
+        on_commit=committed,
         on_commit_seconds=lambda seconds: metrics.stage("commit", seconds),
         on_in_flight=metrics.in_flight,
         on_broker_error=metrics.broker_error,
@@ -123,11 +129,13 @@ def _make_app(role: Role) -> Any:
 
 
 def _transactions(role: Role) -> Transactions | None:
-    """Workers only: the monitor keeps its own account of what it has read."""
-    delivery = role.settings.delivery
-    if delivery.mode != "exactly_once" or role.name != "worker":
+    """Workers: as asked for. The monitor always: a trigger and the summary it came of commit together."""
+    delivery, name = role.settings.delivery, role.settings.name
+    if role.name == "monitor":
+        return Transactions(f"{delivery.transactional_id_prefix or name}-monitor", delivery.transaction_timeout_ms)
+    if delivery.mode != "exactly_once":
         return None
-    prefix = delivery.transactional_id_prefix or f"{role.settings.name}-{role.name}-{socket.gethostname()}"
+    prefix = delivery.transactional_id_prefix or f"{name}-{role.name}-{socket.gethostname()}"
     return Transactions(f"{prefix}-{role.slot}", delivery.transaction_timeout_ms)
 
 
@@ -200,12 +208,12 @@ async def once_reachable(waiting: str, call: Callable[[], T]) -> T:
             await asyncio.sleep(ABSENT_PAUSE_S)
 
 
-async def prepare_topics(settings: Settings) -> str:
-    """Wait for the broker as long as it takes; create what is missing; refuse what does not fit. The cluster's id."""
-    return await once_reachable("waiting for the broker", lambda: _prepare_topics_once(settings))
+async def prepare_topics(settings: Settings) -> None:
+    """Wait for the broker as long as it takes; create what is missing; refuse what does not fit."""
+    await once_reachable("waiting for the broker", lambda: _prepare_topics_once(settings))
 
 
-def _prepare_topics_once(settings: Settings) -> str:
+def _prepare_topics_once(settings: Settings) -> None:
     options = ClientOptions.from_settings(settings)
     wait_for_broker(options, BROKER_TRY_S)
     admin = make_admin(options)
@@ -213,7 +221,6 @@ def _prepare_topics_once(settings: Settings) -> str:
         log.info("topics created", topics=created)
     if problems := topics.problems(settings, topics.partition_counts(admin)):
         raise ContractError("\n".join(problems))
-    return topics.cluster_id(admin)
 
 
 # --------------------------------------------------------------------------- worker
@@ -323,13 +330,9 @@ async def _until_fault(role: Role, work: Awaitable[None]) -> None:
 
 
 def make_station(
-    settings: Settings,
-    bundle: bundles.Bundle,
-    cluster_id: str,
-    metrics: observe.Metrics,
-    decode: Callable[[bytes], dict[str, Any]],
+    settings: Settings, bundle: bundles.Bundle, metrics: observe.Metrics, decode: Callable[[bytes], dict[str, Any]]
 ) -> Any:
-    """The drift monitor of the bundle's model, its state loaded."""
+    """The drift monitor of the bundle's model, its state loaded, its folder held. Raises FencedError."""
     monitor = drift.DriftMonitor(
         bundle.baseline,
         pipeline=settings.name,
@@ -341,46 +344,68 @@ def make_station(
         now_ms=lambda: int(time.time() * 1000),
     )
     path = settings.path(settings.drift.state_dir) / "monitor.state"
-    # Offsets mean something on one cluster and topic only.
-    source = f"{cluster_id}/{settings.topic('batch_summaries')}"
+    # Offsets mean something on one cluster and topic only, and not on a later topic of the same name.
+    source = topics.identity(make_admin(ClientOptions.from_settings(settings)), settings.topic("batch_summaries"))
     return drift.MonitorStation(monitor, path, decode, source=source, observer=metrics)
 
 
 async def build_monitor(role: Role) -> None:
-    """Wire the drift monitor: summaries in, one trigger a drift out, state saved before it is published."""
+    """Wire the drift monitor: summaries in, one trigger a drift out; state saved when both are committed."""
     settings, metrics = role.settings, role.metrics
     schema = codec.event_schema(settings)
     bundle = await asyncio.to_thread(checked_bundle, settings, schema)
-    cluster_id = await prepare_topics(settings)
+    await prepare_topics(settings)
     registry = codec.registry_of(settings)
     rows = codec.RowCodec(registry)
     trigger_schema = codec.load_schema("retraining-trigger")
     trigger_topic = settings.topic("retraining_triggers")
     subject = f"{trigger_topic}-value"
     trigger_id = await once_reachable("waiting for the registry", lambda: registry.register(subject, trigger_schema))
-    app = _make_app(role)
-    station = make_station(settings, bundle, cluster_id, metrics, rows.decode)
+    station = await asyncio.to_thread(make_station, settings, bundle, metrics, rows.decode)
+    role.closers.append(station.close)
 
-    async def publish(trigger: Any) -> None:
+    def committed(outcome: str) -> None:
+        for trigger in station.keep() if outcome == "ok" else ():
+            metrics.trigger(trigger.severity)
+            log.warning(
+                "retraining trigger",
+                trigger_id=trigger.trigger_id,
+                severity=trigger.severity,
+                signals=[s.signal for s in trigger.signals],
+            )
+
+    app = _make_app(role, committed)
+
+    async def send(trigger: Any) -> None:
         value = rows.encode(trigger_id, trigger_schema, drift.trigger_to_dict(trigger))
-        await app.producer.send_and_wait(trigger_topic, trigger.trigger_id.encode(), value, None, None, None)
-        metrics.trigger(trigger.severity)
-        log.warning(
-            "retraining trigger",
-            trigger_id=trigger.trigger_id,
-            severity=trigger.severity,
-            signals=[s.signal for s in trigger.signals],
-        )
+        await asyncio.to_thread(app.producer.batch.send, trigger_topic, trigger.trigger_id.encode(), value)
 
-    @app.agent(batch_topic(app, settings.topic("batch_summaries")))
+    summaries = settings.topic("batch_summaries")
+
+    @app.agent(batch_topic(app, summaries))
     async def watch(stream: Any) -> None:
-        async def work() -> None:
-            await station.republish(publish)
-            async for event in stream.noack().events():
-                await station.take(event.value, publish)
-                event.ack()
+        app.consumer.commit_guard = lambda: station.between_batches
+        await _until_fault(role, station.run(stream.noack().events(), _Summaries(app, summaries), send))
 
-        await _until_fault(role, work())
+
+class _Summaries:
+    """What the station asks of the consumer (drift.station.Place)."""
+
+    def __init__(self, app: Any, topic: str) -> None:
+        self._app, self._topic = app, topic
+
+    def is_current(self, delivery: Any) -> bool:
+        return _is_current(self._app.consumer, delivery)
+
+    def reading(self, delivery: Any) -> int:
+        return int(delivery.message.generation_id)
+
+    async def committed(self, delivery: Any) -> int | None:
+        offsets: dict[Any, int] = await self._app.consumer.committed_for_sure()
+        return offsets.get(delivery.message.tp)
+
+    def read(self, start: int, end: int) -> Iterator[RecordBatch]:
+        return record_batches(self._app.rdkafka.options, self._app.conf.id, self._topic, 0, start, end)
 
 
 ROLES: dict[str, Callable[[Role], Awaitable[None]]] = {"worker": build_worker, "monitor": build_monitor}

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka import TopicPartition as _TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
@@ -61,12 +61,20 @@ def partition_counts(admin: AdminClient) -> dict[str, int]:
     return {name: len(topic.partitions) for name, topic in found.items() if topic.error is None}
 
 
-def cluster_id(admin: AdminClient) -> str:
-    """Identifies the cluster: offsets of another one mean nothing here."""
+def identity(admin: AdminClient, topic: str) -> str:
+    """Identifies this very topic: offsets of another cluster, or of an earlier topic of this name, mean nothing here.
+
+    Raises ContractError when there is no such topic, UnreachableError when nobody answers.
+    """
     try:
-        return str(admin.list_topics(timeout=REQUEST_TIMEOUT_S).cluster_id)
+        cluster = admin.list_topics(topic, timeout=REQUEST_TIMEOUT_S).cluster_id
+        (future,) = admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_TIMEOUT_S).values()
+        found = future.result()
     except KafkaException as error:
-        raise UnreachableError(f"kafka: the cluster does not say its id: {error.args[0].str()}") from error
+        if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            raise ContractError(f"topic {topic} does not exist; `pipeline topics create` makes it") from error
+        raise UnreachableError(f"topic {topic}: its id cannot be asked: {error.args[0].str()}") from error
+    return f"{cluster}/{topic}/{found.topic_id}"
 
 
 def create(admin: AdminClient, wanted: Iterable[TopicSpec]) -> list[str]:

@@ -1,7 +1,7 @@
-"""The station's state survives every crash: no trigger is lost, a repeated one has the same id."""
+"""The station's state survives every crash: no trigger is lost, none is repeated, no event counts twice."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,8 @@ import structlog
 from benchmarks.drift import IDENTITY, monitor_for, stationary, summaries
 from pipeline.drift import DriftMonitor, MonitorStation, SignalSummariser, summary_to_dict
 from pipeline.drift.station import FORMAT
-from pipeline.errors import ContractError, DeliveryError, SchemaError
+from pipeline.errors import ContractError, DeliveryError, FencedError, SchemaError
 from pipeline.records import Baseline, RecordBatch, RetrainingTrigger
-
-
-class Power(BaseException):
-    """Stands for the machine stopping: nothing handles it."""
 
 
 def decode(value: bytes) -> dict[str, Any]:
@@ -51,196 +47,261 @@ def logs() -> Iterator[list[Any]]:
         yield lines
 
 
-class Topic:
-    """Where triggers go; loses power or refuses at the n-th publish."""
+class Log:
+    """Kafka as the station sees it: what a transaction holds becomes visible at a commit, with the offset, or never."""
 
-    def __init__(self, fail_at: int | None = None, failure: BaseException | None = None) -> None:
+    def __init__(self, batches: list[RecordBatch]) -> None:
+        self.batches = batches
+        self.committed: int | None = None
         self.triggers: list[RetrainingTrigger] = []
-        self._calls = 0
-        self._fail_at = fail_at
-        self._failure = failure or Power()
+        self._open: list[RetrainingTrigger] = []
+        self._next_offset = 0
 
-    async def publish(self, trigger: RetrainingTrigger) -> None:
-        if self._calls == self._fail_at:
-            raise self._failure
-        self._calls += 1
-        self.triggers.append(trigger)
+    async def send(self, trigger: RetrainingTrigger) -> None:
+        self._open.append(trigger)
+
+    def commit(self) -> None:
+        self.triggers += self._open
+        self.committed = self._next_offset
+        self._open = []
+
+    def abort(self) -> None:
+        self._open = []
+
+    def read(self, start: int, end: int) -> Iterator[RecordBatch]:
+        """Batches of the topic from `start` to `end`."""
+        for batch in self.batches:
+            rows = [i for i, offset in enumerate(batch.offsets) if start <= offset < end]
+            if rows:
+                parts = [[column[i] for i in rows] for column in (batch.offsets, batch.keys, batch.values)]
+                yield RecordBatch(batch.topic, 0, *parts, [0] * len(rows))
+
+    async def run(self, station: MonitorStation, batches: int = 1_000_000, dies_at: str = "") -> None:
+        """Up to so many batches, one a commit, from where the group is; power is lost at a step of the last."""
+        station.resume(self.committed, self.read)
+        for batch in list(self.read(self.committed or 0, 1_000_000))[:batches]:
+            await station.take(batch, self.send)
+            self._next_offset = batch.next_offset
+            if dies_at == "before the commit":
+                break
+            self.commit()
+            if dies_at == "before the save":
+                break
+            station.keep()
+        self.abort()
 
 
-def _station(baseline: Baseline, folder: Path, **options: Any) -> MonitorStation:
-    return MonitorStation(monitor_for(baseline), folder / "monitor.state", decode, **options)
+@pytest.fixture(autouse=True)
+def _saves_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.drift.station.SAVE_EVERY_S", 0.0)
 
 
-async def _take_all(station: MonitorStation, batches: list[RecordBatch], publish: Any) -> None:
-    for batch in batches:
-        await station.take(batch, publish)
+@pytest.fixture
+def open_station(tmp_path: Path) -> Iterator[Callable[..., MonitorStation]]:
+    """Opens the station of a baseline's monitor, the one before being gone with its process."""
+    opened: list[MonitorStation] = []
+
+    def open_one(monitor: Baseline | DriftMonitor, **options: Any) -> MonitorStation:
+        close()
+        monitor = monitor_for(monitor) if isinstance(monitor, Baseline) else monitor
+        opened.append(MonitorStation(monitor, tmp_path / "monitor.state", decode, **options))
+        return opened[-1]
+
+    def close() -> None:
+        while opened:
+            opened.pop().close()
+
+    yield open_one
+    close()
 
 
-async def _expected(stream: tuple[Baseline, list[RecordBatch]], folder: Path) -> list[RetrainingTrigger]:
+Open = Callable[..., MonitorStation]
+Stream = tuple[Baseline, list[RecordBatch]]
+
+
+@pytest.fixture
+async def expected(stream: Stream, tmp_path: Path) -> list[RetrainingTrigger]:
+    """The trigger of an uninterrupted run."""
     baseline, batches = stream
-    station, topic = _station(baseline, folder / "whole"), Topic()
-    for batch in batches:
-        await station.take(batch, topic.publish)
+    whole = Log(batches)
+    station = MonitorStation(monitor_for(baseline), tmp_path / "whole" / "monitor.state", decode)
+    await whole.run(station)
+    station.close()
+    assert len(whole.triggers) == 1
+    assert station.events_seen == 12_000
+    return whole.triggers
+
+
+@pytest.mark.parametrize("dies_at", ["", "before the commit", "before the save"])
+async def test_power_lost_at_any_batch_changes_nothing(
+    stream: Stream, open_station: Open, expected: list[RetrainingTrigger], dies_at: str
+) -> None:
+    """Each batch in a new process, after one that died on it: the triggers and counts of an uninterrupted run."""
+    baseline, batches = stream
+    topic = Log(batches)
+    for _ in batches:
+        if dies_at:
+            await topic.run(open_station(baseline), 1, dies_at)
+        await topic.run(open_station(baseline), 1 if dies_at != "before the save" else 0)
+    assert topic.triggers == expected
+    assert open_station(baseline).events_seen == 12_000
+
+
+@pytest.mark.parametrize("lost_after", [1, 0.5, 0.9])
+async def test_a_lost_state_is_rebuilt_and_sends_nothing_twice(
+    stream: Stream, open_station: Open, expected: list[RetrainingTrigger], tmp_path: Path, lost_after: float
+) -> None:
+    """The file is gone, before or after the trigger: the summaries on the topic bring everything back."""
+    baseline, batches = stream
+    topic = Log(batches)
+    await topic.run(open_station(baseline), int(len(batches) * lost_after))
+    (tmp_path / "monitor.state").unlink()
+    await topic.run(open_station(baseline))
+    assert topic.triggers == expected
+    assert open_station(baseline).events_seen == 12_000
+
+
+async def test_a_lost_state_is_rebuilt_from_a_bounded_number_of_summaries(
+    stream: Stream, open_station: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long topic is not read from its beginning."""
+    baseline, batches = stream
+    topic = Log(batches)
+    await topic.run(open_station(baseline))
+    (tmp_path / "monitor.state").unlink()
+    monkeypatch.setattr("pipeline.drift.station.REBUILD_SUMMARIES_MAX", 30)
+    await topic.run(again := open_station(baseline))
+    assert 0 < again.events_seen < 6_000
     assert len(topic.triggers) == 1
-    return topic.triggers
 
 
-async def test_a_restart_after_every_batch_changes_nothing(
-    stream: tuple[Baseline, list[RecordBatch]], tmp_path: Path
+async def test_an_abort_goes_back_to_what_was_saved(
+    stream: Stream, open_station: Open, expected: list[RetrainingTrigger]
 ) -> None:
-    """Each batch in a new process: the triggers are those of one uninterrupted run."""
-    expected = await _expected(stream, tmp_path)
+    """In one process: whatever was fed since the last commit is fed again, its trigger sent again."""
     baseline, batches = stream
-    topic = Topic()
-    for batch in batches:
-        station = _station(baseline, tmp_path)
-        await station.republish(topic.publish)
-        await station.take(batch, topic.publish)
+    topic, station = Log(batches), open_station(baseline)
+    for _ in batches:
+        await topic.run(station, 1, "before the commit")
+        await topic.run(station, 1)
     assert topic.triggers == expected
+    assert station.events_seen == 12_000
 
 
-async def test_power_lost_before_publishing_publishes_after_the_restart(
-    stream: tuple[Baseline, list[RecordBatch]], tmp_path: Path
+async def test_a_state_that_is_seldom_saved_is_brought_up(
+    stream: Stream, open_station: Open, expected: list[RetrainingTrigger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The trigger waits in the saved outbox; the batch, read again, gives no second one."""
-    expected = await _expected(stream, tmp_path)
+    """Saved at a trigger only: the rest of what was committed comes from the topic, and nothing is sent twice."""
     baseline, batches = stream
-    with pytest.raises(Power):
-        await _take_all(_station(baseline, tmp_path), batches, Topic(fail_at=0).publish)
-    again, topic = _station(baseline, tmp_path), Topic()
-    assert [t.trigger_id for t in again.outbox] == [expected[0].trigger_id]
-    await again.republish(topic.publish)
-    assert again.outbox == ()
-    await _take_all(again, batches, topic.publish)
+    monkeypatch.setattr("pipeline.drift.station.SAVE_EVERY_S", 1e9)
+    topic, station = Log(batches), open_station(baseline)
+    for _ in batches:
+        await topic.run(station, 1, "before the commit")
+        await topic.run(station, 1)
     assert topic.triggers == expected
+    assert station.events_seen == 12_000
+    again = open_station(baseline)  # the other has saved at its end
+    assert again.events_seen == 12_000
 
 
-async def test_power_lost_before_saving_reads_the_batch_again(
-    stream: tuple[Baseline, list[RecordBatch]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The old state is whole, and the same batch gives the same trigger."""
-    expected = await _expected(stream, tmp_path)
+async def test_a_refused_trigger_is_not_taken_for_sent(stream: Stream, open_station: Open) -> None:
+    """What send raises reaches the caller, who does not acknowledge."""
     baseline, batches = stream
-    topic = Topic()
-    for batch in batches:
-        doomed = _station(baseline, tmp_path)
-        monkeypatch.setattr("os.fsync", _no_power)
-        with pytest.raises(Power):
-            await doomed.take(batch, topic.publish)
-        monkeypatch.undo()
-        await _station(baseline, tmp_path).take(batch, topic.publish)
-    assert topic.triggers == expected
+    station = open_station(baseline)
 
+    async def refuse(_trigger: RetrainingTrigger) -> None:
+        raise DeliveryError("refused")
 
-def _no_power(_descriptor: int) -> None:
-    raise Power
+    async def take_all() -> None:
+        for batch in batches:
+            await station.take(batch, refuse)
 
-
-async def test_power_lost_after_publishing_repeats_the_same_id(
-    stream: tuple[Baseline, list[RecordBatch]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Published, but the cleared outbox was not saved: published once more, and recognisable."""
-    expected = await _expected(stream, tmp_path)
-    baseline, batches = stream
-    topic = Topic()
-    station = _station(baseline, tmp_path)
-
-    async def publish(trigger: RetrainingTrigger) -> None:
-        await topic.publish(trigger)
-        monkeypatch.setattr("os.fsync", _no_power)
-
-    with pytest.raises(Power):
-        await _take_all(station, batches, publish)
-    monkeypatch.undo()
-    await _station(baseline, tmp_path).republish(topic.publish)
-    assert [t.trigger_id for t in topic.triggers] == [expected[0].trigger_id] * 2
-
-
-async def test_a_refused_trigger_stays_in_the_outbox(
-    stream: tuple[Baseline, list[RecordBatch]], tmp_path: Path
-) -> None:
-    """What publish raises reaches the caller, who does not acknowledge; nothing is dropped."""
-    baseline, batches = stream
-    station = _station(baseline, tmp_path)
-    topic = Topic(fail_at=0, failure=DeliveryError("refused"))
     with pytest.raises(DeliveryError):
-        await _take_all(station, batches, topic.publish)
-    assert len(station.outbox) == 1
+        await take_all()
+    assert station.keep() == []
 
 
-async def test_values_that_are_no_summaries_are_skipped(
-    stream: tuple[Baseline, list[RecordBatch]], tmp_path: Path, logs: list[Any]
-) -> None:
+async def test_a_state_has_one_monitor(stream: Stream, open_station: Open, tmp_path: Path) -> None:
+    """While one holds it a second is refused; once it has ended the next one may."""
+    baseline, _ = stream
+    first = open_station(baseline)
+    with pytest.raises(FencedError, match="another monitor keeps its state there"):
+        MonitorStation(monitor_for(baseline), tmp_path / "monitor.state", decode)
+    first.close()
+    first.close()
+    MonitorStation(monitor_for(baseline), tmp_path / "monitor.state", decode).close()
+
+
+async def nowhere(_trigger: RetrainingTrigger) -> None:
+    """Sends nothing."""
+
+
+async def test_values_that_are_no_summaries_are_skipped(stream: Stream, open_station: Open, logs: list[Any]) -> None:
     """Garbage, a tombstone, a row without fields and a foreign model's summary: logged, counted, passed over."""
     baseline, batches = stream
     foreign = json.dumps({**json.loads(batches[0].values[0] or b""), "model_version": "7"}).encode()
     bad = RecordBatch("p.batch-summaries", 0, [0, 1, 2, 3], [None] * 4, [b"{", None, b"{}", foreign], [0] * 4)
-    station = _station(baseline, tmp_path)
-    await station.take(bad, Topic().publish)
+    station = open_station(baseline)
+    await station.take(bad, nowhere)
     assert (station.undecodable, station.skipped) == (3, 1)
     assert [line["where"] for line in logs] == [f"p.batch-summaries[0]@{i}" for i in range(4)]
 
 
-async def test_summaries_below_the_saved_offset_are_skipped(
-    stream: tuple[Baseline, list[RecordBatch]], tmp_path: Path
-) -> None:
-    """Offsets that were not committed in time come again; they are not even decoded."""
+async def test_summaries_below_the_saved_offset_are_skipped(stream: Stream, open_station: Open) -> None:
+    """A group whose offsets were set back: what was counted comes again and is not even decoded."""
     baseline, batches = stream
-    await _station(baseline, tmp_path).take(batches[0], Topic().publish)
-    again = _station(baseline, tmp_path)
-    await again.take(batches[0], Topic().publish)
+    topic = Log(batches)
+    await topic.run(open_station(baseline), 1)
+    topic.committed = 0
+    await topic.run(again := open_station(baseline), 1)
     assert again.skipped == len(batches[0])
 
 
-async def test_damaged_state_is_set_aside(
-    stream: tuple[Baseline, list[RecordBatch]], tmp_path: Path, logs: list[Any]
+async def test_damaged_state_is_set_aside_and_rebuilt(
+    stream: Stream, open_station: Open, tmp_path: Path, logs: list[Any]
 ) -> None:
-    """Truncated, flipped, empty or foreign bytes: begin anew, keep the file, say so."""
+    """Truncated, flipped, empty or foreign bytes: keep the file, say so, rebuild from the topic."""
     baseline, batches = stream
-    path = tmp_path / "monitor.state"
-    await _station(baseline, tmp_path).take(batches[0], Topic().publish)
+    path, topic = tmp_path / "monitor.state", Log(batches)
+    await topic.run(first := open_station(baseline), 1)
     good = path.read_bytes()
     for bad in (good[:-1], b"", b"\x00" * 100, good[:500] + bytes([good[500] ^ 1]) + good[501:]):
         path.write_bytes(bad)
-        _station(baseline, tmp_path)
+        again = open_station(baseline)
         assert (tmp_path / "monitor.bad").read_bytes() == bad
         assert logs[-1]["reason"] == "it is damaged"
+        again.resume(topic.committed, topic.read)
+        assert again.events_seen == first.events_seen
 
 
-async def test_state_of_another_model_keeps_offsets_and_outbox_only(
-    stream: tuple[Baseline, list[RecordBatch]], tmp_path: Path, logs: list[Any]
-) -> None:
-    """Detectors begin anew for the new version; a trigger that was promised is still published."""
+async def test_state_of_another_model_keeps_its_place_only(stream: Stream, open_station: Open, logs: list[Any]) -> None:
+    """Detectors begin anew for the new version, and read on from where the old one was."""
     baseline, batches = stream
-    station = _station(baseline, tmp_path)
-    with pytest.raises(Power):
-        await _take_all(station, batches, Topic(fail_at=0).publish)
+    topic = Log(batches)
+    await topic.run(open_station(baseline), 1)
     newer = DriftMonitor(baseline, pipeline="bench", model_id="bench", model_version="2")
-    restarted, topic = MonitorStation(newer, tmp_path / "monitor.state", decode), Topic()
+    restarted = open_station(newer)
     assert logs[-1]["reason"] == "it belongs to another model version or baseline"
-    assert restarted.outbox == station.outbox
-    assert MonitorStation(newer, tmp_path / "monitor.state", decode).outbox == station.outbox
-    await restarted.republish(topic.publish)
-    await restarted.take(batches[0], topic.publish)
-    assert len(topic.triggers) == 1
+    restarted.resume(topic.committed, topic.read)
+    topic.committed = 0
+    await topic.run(restarted, 1)
     assert restarted.skipped == len(batches[0])
     assert newer.events_seen == 0
 
 
 async def test_state_of_another_cluster_or_river_is_not_continued(
-    stream: tuple[Baseline, list[RecordBatch]], tmp_path: Path, logs: list[Any], monkeypatch: pytest.MonkeyPatch
+    stream: Stream, open_station: Open, tmp_path: Path, logs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Offsets of another cluster mean nothing here; another River's detector state might."""
     baseline, batches = stream
-    await _station(baseline, tmp_path, source="a").take(batches[0], Topic().publish)
-    other = _station(baseline, tmp_path, source="b")
-    await other.take(batches[0], Topic().publish)
+    await Log(batches).run(open_station(baseline, source="a"), 1)
+    await Log(batches).run(other := open_station(baseline, source="b"), 1)
     assert other.skipped == 0
     monkeypatch.setattr("pipeline.drift.station._river_version", lambda: "99")
-    _station(baseline, tmp_path, source="b")
+    open_station(baseline, source="b")
     monkeypatch.setattr("pipeline.drift.station.FORMAT", 99)
     (tmp_path / "monitor.bad").replace(tmp_path / "monitor.state")
-    _station(baseline, tmp_path, source="b")
+    open_station(baseline, source="b")
     assert [line["reason"].split(",")[0] for line in logs if "reason" in line] == [
         "it belongs to another cluster or topic",
         "its detectors are of River " + json.loads((tmp_path / "monitor.bad").read_bytes().split(b"\n")[1])["river"],
@@ -248,8 +309,8 @@ async def test_state_of_another_cluster_or_river_is_not_continued(
     ]
 
 
-async def test_what_is_seen_is_reported(stream: tuple[Baseline, list[RecordBatch]], tmp_path: Path) -> None:
-    """Events, latest means and alarms reach the observer."""
+async def test_what_is_committed_is_reported(stream: Stream, open_station: Open) -> None:
+    """Events, latest means and alarms reach the observer, once, whatever was aborted in between."""
 
     class Observer:
         def __init__(self) -> None:
@@ -267,32 +328,34 @@ async def test_what_is_seen_is_reported(stream: tuple[Baseline, list[RecordBatch
             self.alarms.append(signal)
 
     baseline, batches = stream
-    observer, topic = Observer(), Topic()
-    station = _station(baseline, tmp_path, observer=observer)
-    for batch in batches:
-        await station.take(batch, topic.publish)
+    observer, topic = Observer(), Log(batches)
+    station = open_station(baseline, observer=observer)
+    for _ in batches:
+        await topic.run(station, 1, "before the commit")
+        await topic.run(station, 1)
     assert observer.events == 12_000
     assert len(observer.names) == 16
     assert observer.alarms == [s.signal for t in topic.triggers for s in t.signals]
 
 
 async def test_a_folder_that_cannot_be_written_is_an_error(
-    stream: tuple[Baseline, list[RecordBatch]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stream: Stream, open_station: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At start and at every save the message names the setting and the path."""
     baseline, batches = stream
     (tmp_path / "file").write_text("")
     with pytest.raises(ContractError, match=r"drift.state_dir: .*file"):
-        _station(baseline, tmp_path / "file")
+        MonitorStation(monitor_for(baseline), tmp_path / "file" / "monitor.state", decode)
     (tmp_path / "monitor.state").mkdir()
     with pytest.raises(ContractError, match="cannot be read"):
-        _station(baseline, tmp_path)
+        open_station(baseline)
     (tmp_path / "monitor.state").rmdir()
-    station = _station(baseline, tmp_path)
+    station = open_station(baseline)
 
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
+    await station.take(batches[0], nowhere)
     with pytest.raises(ContractError, match="No space left on device"):
-        await station.take(batches[0], Topic().publish)
+        station.keep()
