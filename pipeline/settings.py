@@ -15,6 +15,8 @@ from pipeline.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "PIPELINE__"
 DEFAULT_FILE = "pipeline.toml"
+#: A long one has 5 kB.
+FILE_BYTES_MAX = 1 << 20
 
 #: librdkafka options that carry secrets: never in pipeline.toml, never printed.
 SECRET_OPTIONS = frozenset(
@@ -80,7 +82,7 @@ class TopicSettings(_Section):
     retraining_triggers: Name | None = None
     partitions: int = Field(4, ge=1, le=10_000, description="Partitions of topics this pipeline creates")
     replication_factor: int = Field(1, ge=1, le=32767)
-    retention_hours: float = Field(168.0, gt=0)
+    retention_hours: float = Field(168.0, gt=0, le=1_000_000, description="Of topics this pipeline creates")
     create: bool = Field(True, description="Create missing topics at start-up")
 
 
@@ -274,20 +276,32 @@ def load(
         raise SettingsError("command line: registry.basic_auth: a secret; set PIPELINE__REGISTRY__BASIC_AUTH instead")
     _normalise_kafka(from_flags, "command line", secrets_allowed=False, root=path.parent)
     _merge(values, from_flags)
-    values["root"] = path.parent
+    _set_root(values, path, sources)
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(e, sources, str(path)) for e in error.errors())) from None
 
 
+def _set_root(values: dict[str, Any], path: Path, sources: dict[str, str]) -> None:
+    if "root" in values:
+        raise SettingsError(f"{sources.get('root', path)}: root: no such setting; it is the folder of the file")
+    values["root"] = path.parent
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path}: not valid TOML: {error}") from None
+        with path.open("rb") as file:
+            content = file.read(FILE_BYTES_MAX + 1)
+        if len(content) > FILE_BYTES_MAX:
+            raise SettingsError(f"{path}: cannot be read: larger than any settings file ({FILE_BYTES_MAX:,} bytes)")
+        return tomllib.loads(content.decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: cannot be read: {error}") from None
+    except RecursionError:
+        raise SettingsError(f"{path}: not valid TOML: nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, and what Python says of a number of 5,000 digits
+        raise SettingsError(f"{path}: not valid TOML: {error}") from None
 
 
 def _normalise_kafka(values: dict[str, Any], source: str, *, secrets_allowed: bool, root: Path) -> None:
@@ -315,10 +329,16 @@ def _normalise_kafka(values: dict[str, Any], source: str, *, secrets_allowed: bo
                     raise SettingsError(f"{source}: kafka.{table}.{key}: a secret; {mend}")
                 secrets[key] = str(value)
             else:
-                clean[key] = str(value).lower() if isinstance(value, bool) else str(value)
+                clean[key] = _option_text(f"{source}: kafka.{table}.{key}", value)
         kafka[table] = clean
     if secrets:
         kafka["secrets"] = secrets
+
+
+def _option_text(where: str, value: Any) -> str:
+    if isinstance(value, list):
+        raise SettingsError(f"{where}: a list; write it as librdkafka does, 'a,b,c'")
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _read_secret(source: str, key: str, path: Path) -> str:
@@ -369,7 +389,8 @@ def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
 def _explain(error: Any, sources: dict[str, str], default: str) -> str:
     """One line for one pydantic error: source: key: what is wrong (and what was given)."""
     key = _dotted(tuple(str(part) for part in error["loc"]))
-    source = sources.get(key, default)
+    # What a section or list holds may be told of the whole of it.
+    source = next((s for k, s in sources.items() if k == key or k.startswith(f"{key}.")), default)
     if error["type"] == "extra_forbidden":
         return f"{source}: {key}: no such setting; `pipeline check --settings` lists them all"
     given = error.get("input")
