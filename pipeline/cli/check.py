@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from rich.text import Text
 
 from pipeline.bus import topics
+from pipeline.bus.clients import ErrorLog, make_consumer, make_producer
 from pipeline.cli.context import print_error, settings_of, stdout, table
-from pipeline.cli.wiring import connect
+from pipeline.cli.wiring import client_options, connect
 from pipeline.codec import event_schema, registry_of
 from pipeline.errors import PipelineError
 from pipeline.models import bundle as bundles
@@ -67,7 +68,8 @@ def check(
 
 def examine(settings: Settings, config: Path, *, offline: bool = False) -> Iterator[Finding]:
     """Look at one thing after the other; what depends on something broken is skipped, not guessed at."""
-    yield Finding("settings", str(config) if config.exists() else "defaults and environment")
+    where = str(config) if config.exists() else "defaults and environment"
+    yield _guard("settings", where, f"{config}: ", lambda: _client_options(settings))
     schema_file = settings.path(settings.events.schema_file)
     schema: str | None = None
 
@@ -110,6 +112,14 @@ def _guard(subject: str, where: Any, prefix: str, look: Callable[[], tuple[list[
     except PipelineError as error:
         return Finding(subject, str(where), [prefix + line for line in str(error).splitlines()])
     return Finding(subject, str(where), problems, remark)
+
+
+def _client_options(settings: Settings) -> tuple[list[str], str]:
+    """Make a consumer and a producer, which need no broker for that: librdkafka judges their options."""
+    options, errors = client_options(settings), ErrorLog("check", quiet=True)
+    make_consumer(options.for_consumer(settings.group("check")), errors).close()
+    make_producer(options.for_producer(), errors)
+    return [], ""
 
 
 def _schema_problems(settings: Settings, schema: Any) -> list[str]:

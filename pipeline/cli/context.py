@@ -79,7 +79,7 @@ def printable(text: str) -> str:
 def print_error(message: str) -> None:
     """Every line of `message` on stderr as an error."""
     console = stderr()
-    for line in message.split("\n") if message else ["unknown error"]:
+    for line in message.rstrip().split("\n") if message else ["unknown error"]:
         console.print(Text.assemble(("error: ", "bold red"), printable(line)))
 
 
