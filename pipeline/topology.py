@@ -132,7 +132,8 @@ def _transactions(role: Role) -> Transactions | None:
     """Workers: as asked for. The monitor always: a trigger and the summary it came of commit together."""
     delivery, name = role.settings.delivery, role.settings.name
     if role.name == "monitor":
-        return Transactions(f"{delivery.transactional_id_prefix or name}-monitor", delivery.transaction_timeout_ms)
+        own_id = f"{delivery.transactional_id_prefix or name}-monitor"
+        return Transactions(own_id, delivery.transaction_timeout_ms, when_idle=False)  # a trigger may take 0.5 s
     if delivery.mode != "exactly_once":
         return None
     prefix = delivery.transactional_id_prefix or f"{name}-{role.name}-{socket.gethostname()}"

@@ -63,7 +63,7 @@ class Consumer(Commits):
         )
         self._poller.drain_deadline_s = transport.drain_deadline_s
         self._poller.start()
-        if transport.transactions is not None:
+        if transport.transactions is not None and transport.transactions.when_idle:
             self.add_future(self._commit_when_idle())
 
     async def on_stop(self) -> None:

@@ -51,6 +51,7 @@ class Transactions:
 
     transactional_id: this instance's own; the same after a restart, so that what it left open is ended at once.
     timeout_ms: the broker aborts a transaction that is open for longer.
+    when_idle: commit early when nothing is left to do, so that readers of a quiet topic need not wait.
 
     The app must put `consumer.commit_guard` around its work, so that a commit finds no batch half done, and
     skip what `consumer.is_current` denies: batches that an abort has called back.
@@ -58,6 +59,7 @@ class Transactions:
 
     transactional_id: str
     timeout_ms: int = 60_000
+    when_idle: bool = True
 
 
 @dataclass
