@@ -38,7 +38,7 @@ CONSUMER_DEFAULTS: dict[str, Any] = {
     # as fast at 1 (shared measurements; `python -m benchmarks.run` shows the whole job).
     "fetch.queue.backoff.ms": 1,
     # A worker keeps up to this much fetched and unread in librdkafka, over all partitions: 64 MiB or 100,000
-    # records (of about 500 bytes each beside their own), and what one more answer of each broker brings.
+    # records (which take about 400 bytes each beside their own), and what one more answer of each broker brings.
     "queued.max.messages.kbytes": 65_536,
     "queued.min.messages": 100_000,
     # Default 50 MiB: with 50 partitions or more one answer may be that large. 16 MiB are 160,000 events of 100 bytes.

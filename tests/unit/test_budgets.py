@@ -1,4 +1,4 @@
-"""The table of retries and deadlines says what the code does, and leaves none out."""
+"""The tables of retries and deadlines, and of memory, say what the code does; the first leaves none out."""
 
 import ast
 import re
@@ -21,10 +21,10 @@ TOOLS = re.compile(r"bus/(embedded|node|cluster|jars)\.py|cli/(demo|verify)|test
 
 
 def budgets() -> list[tuple[str, float]]:
-    """Name and number of every budget in the table."""
+    """Name and number of every budget in the tables."""
     page = (ROOT / "docs/operating.md").read_text("utf-8")
-    section = page.split("## Retries and deadlines\n")[1].split("\n## ")[0]
-    return [(name, float(number)) for name, number in re.findall(r"`([\w.]+)` = (\d+(?:\.\d+)?)", section)]
+    sections = [page.split(f"## {title}\n")[1].split("\n## ")[0] for title in ("Retries and deadlines", "Memory")]
+    return [(name, float(number)) for name, number in re.findall(r"`([\w.]+)` = (\d+(?:\.\d+)?)", "".join(sections))]
 
 
 def in_the_code(name: str) -> float:
@@ -43,6 +43,15 @@ def in_the_code(name: str) -> float:
 def test_a_budget_is_what_the_table_says(name: str, number: float) -> None:
     """A number that changes in the code changes in the table, or this fails."""
     assert in_the_code(name) == number
+
+
+def test_the_memory_budget_adds_up() -> None:
+    """The page's sum is its formula, with the code's numbers."""
+    page = (ROOT / "docs/operating.md").read_text("utf-8")
+    fetched = CONSUMER_DEFAULTS["queued.max.messages.kbytes"] // 1024 + CONSUMER_DEFAULTS["fetch.max.bytes"] // 2**20
+    held = fetched + Settings().scoring.in_flight_max_bytes // 2**20
+    out = PRODUCER_DEFAULTS["queue.buffering.max.kbytes"] // 1024
+    assert f"{fetched} + 3 \u00d7 {held} + {out} = {fetched + 3 * held + out} MiB" in page
 
 
 def test_no_budget_is_left_out() -> None:
