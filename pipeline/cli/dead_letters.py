@@ -11,22 +11,22 @@ from confluent_kafka import Message
 
 from pipeline.bus import topics
 from pipeline.bus.clients import ClientOptions
-from pipeline.bus.producer import BatchProducer
 from pipeline.bus.reading import Span, read
+from pipeline.bus.transactions import TransactionalProducer
 from pipeline.cli import render
 from pipeline.cli.context import local_time, say, settings_of, stdout, table
 from pipeline.cli.redriving import Memory, Progress
 from pipeline.cli.wiring import connect
-from pipeline.errors import ContractError
+from pipeline.errors import ContractError, DeliveryError, PipelineError, TransactionAbortedError
 from pipeline.records import Reason
-from pipeline.scoring.publish import ATTEMPT_HEADER, CONNECT, OWN, attempt_of
+from pipeline.scoring.publish import ATTEMPT_HEADER, CONNECT, LEFT_OUT_HEADER, OWN, attempt_of
 from pipeline.settings import Settings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")
 
 #: A record that failed again after this many redrives will fail the next time too: a person must look at it.
 ATTEMPTS_MAX = 3
-#: Dead letters held at once: delivered, then remembered; so many may be sent twice if this is killed in between.
+#: Dead letters held at once, and sent and remembered in one transaction.
 CHUNK = 1000
 #: Rows `list` shows unless told otherwise: a screenful, the newest.
 ROWS_SHOWN = 20
@@ -90,7 +90,8 @@ def redrive(
     """Send dead letters' original keys and bytes to the topic they came from, each once.
 
     A record that was redriven three times and still failed is parked: it stays on the dead-letters topic
-    and is not sent again. What was sent is remembered, so a second call sends only what is new.
+    and is not sent again. What was sent is remembered in the same transaction, so a second call sends only
+    what is new, also after one that was killed.
 
     [bold]Examples[/bold]
 
@@ -101,28 +102,41 @@ def redrive(
     settings = settings_of(ctx)
     options, admin = connect(settings)
     topic = settings.topic("dead_letters")
-    marks = {tp.partition: mark for tp, mark in topics.watermarks(admin, topic).items()}
-    memory = Memory(options, settings.group("redrive"), topic)
     report = Report(dry_run)
+    producer = None if dry_run else _take_over(options, settings)
+    memory = Memory(options, settings.group("redrive"), topic)
     try:
+        marks = {tp.partition: mark for tp, mark in topics.watermarks(admin, topic).items()}
         progress = memory.load(marks)
         spans = {p: Span(max(first, progress[p].next_offset), end) for p, (first, end) in marks.items()}
         letters = _letters(options, settings, spans)
         existing = topics.partition_counts(admin)
-        producer = BatchProducer(options.for_producer())
         while (plan := _plan(letters, progress, reason, report.left(maximum))).looked_at:
             _check_targets(plan, existing)
-            if not dry_run:
-                _send(producer, plan)
+            if producer is not None:
                 for partition, next_offset in plan.seen.items():
                     progress[partition].advance(reason, next_offset)
-                memory.save({p: progress[p] for p in plan.seen})
+                _send(producer, plan, memory, progress)
             report.add(plan)
             if report.left(maximum) == 0:
                 break
+    except PipelineError:
+        report.show()
+        raise
     finally:
         memory.close()
-    report.show()
+    report.show_all()
+
+
+def _take_over(options: ClientOptions, settings: Settings) -> TransactionalProducer:
+    """A producer that ends what a redrive that was killed left open, and any redrive that still runs."""
+    delivery = settings.delivery
+    transactional_id = f"{delivery.transactional_id_prefix or settings.name}-redrive"
+    producer = TransactionalProducer(
+        options.for_producer(), transactional_id, timeout_ms=delivery.transaction_timeout_ms
+    )
+    producer.take_over()
+    return producer
 
 
 @dataclass
@@ -132,6 +146,8 @@ class Plan:
     send: list[tuple[Message, str]] = field(default_factory=list)
     parked: list[Message] = field(default_factory=list)
     foreign: list[Message] = field(default_factory=list)
+    #: Too large as dead letters: what is there is not the record.
+    cut: list[Message] = field(default_factory=list)
     looked_at: int = 0
     #: Partition -> offset after the last dead letter looked at.
     seen: dict[int, int] = field(default_factory=dict)
@@ -143,9 +159,12 @@ def _plan(letters: Iterator[Message], progress: dict[int, Progress], reason: Rea
     for message in letters:
         found = _reason(message)
         if (reason is None or found == reason) and not progress[message.partition()].done(found, message.offset()):
-            origin = render.header_text(message).get(CONNECT + "topic")
+            headers = render.header_text(message)
+            origin = headers.get(CONNECT + "topic")
             if origin is None:
                 plan.foreign.append(message)
+            elif "value" in headers.get(LEFT_OUT_HEADER, ""):
+                plan.cut.append(message)
             elif attempt_of(message.headers()) >= ATTEMPTS_MAX:
                 plan.parked.append(message)
             else:
@@ -163,13 +182,16 @@ def _check_targets(plan: Plan, existing: dict[str, int]) -> None:
         raise ContractError(f"topic {origin}: dead letters came from it, but it does not exist any more")
 
 
-def _send(producer: BatchProducer, plan: Plan) -> None:
-    """Returns once every record is acknowledged. Raises DeliveryError if one was refused."""
-    for message, origin in plan.send:
-        kept = [h for h in message.headers() or () if not h[0].startswith((CONNECT, OWN))]
-        attempt = str(attempt_of(message.headers()) + 1).encode()
-        producer.send(origin, message.key(), message.value(), [*kept, (ATTEMPT_HEADER, attempt)])
-    producer.flush()
+def _send(producer: TransactionalProducer, plan: Plan, memory: Memory, progress: dict[int, Progress]) -> None:
+    """Send a chunk and remember it, both or neither. Raises FencedError, DeliveryError."""
+    try:
+        for message, origin in plan.send:
+            kept = [h for h in message.headers() or () if not h[0].startswith((CONNECT, OWN))]
+            attempt = str(attempt_of(message.headers()) + 1).encode()
+            producer.send(origin, message.key(), message.value(), [*kept, (ATTEMPT_HEADER, attempt)])
+        memory.commit(producer, {p: progress[p] for p in plan.seen})
+    except TransactionAbortedError as error:
+        raise DeliveryError(f"{error}; what was not reported as sent was not sent: redrive again") from error
 
 
 class Report:
@@ -186,12 +208,17 @@ class Report:
         self._sent.update((origin, _reason(message)) for message, origin in plan.send)
         for message in plan.parked:
             say(f"parked: {_position(message)} failed again after {ATTEMPTS_MAX} redrives; not sent")
+        for message in plan.cut:
+            say(f"left out: {_position(message)} was too large as a dead letter and lacks its value; not sent")
         for message in plan.foreign:
             say(f"left out: {_position(message)} has no header {CONNECT}topic; another tool wrote it")
 
     def show(self) -> None:
         for (origin, reason), count in self._sent.most_common():
             typer.echo(f"{self._verb} {count:,} to {origin} ({reason})")
+
+    def show_all(self) -> None:
+        self.show()
         if not self._sent:
             typer.echo("nothing to redrive")
 

@@ -9,10 +9,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import TopicPartition as _TopicPartition
 
 from pipeline.bus.clients import ClientOptions, ErrorLog, make_consumer
+from pipeline.bus.transactions import TransactionalProducer
 from pipeline.errors import UnreachableError
+from pipeline.records import TopicPartition
 
 REQUEST_TIMEOUT_S = 15.0
 
@@ -37,7 +40,7 @@ class Progress:
 
 
 class Memory:
-    """Loads and saves the progress of a topic's partitions under a consumer group nobody joins."""
+    """Loads and commits the progress of a topic's partitions under a consumer group nobody joins."""
 
     def __init__(self, options: ClientOptions, group: str, topic: str) -> None:
         self.group, self.topic = group, topic
@@ -45,26 +48,24 @@ class Memory:
 
     def load(self, partitions: Iterable[int]) -> dict[int, Progress]:
         """Partition -> progress. Raises UnreachableError when the group's coordinator does not answer."""
-        asked = [TopicPartition(self.topic, p) for p in partitions]
+        asked = [_TopicPartition(self.topic, p) for p in partitions]
         try:
             answer = self._consumer.committed(asked, timeout=REQUEST_TIMEOUT_S)
         except KafkaException as error:
             raise UnreachableError(f"group {self.group}: offsets cannot be read: {error.args[0].str()}") from error
         return {tp.partition: Progress(max(tp.offset, 0), _parse(tp.metadata)) for tp in answer}
 
-    def save(self, progress: dict[int, Progress]) -> None:
-        """Commit the progress of these partitions. Raises UnreachableError when it cannot be committed."""
-        offsets = [
-            TopicPartition(self.topic, p, state.next_offset, json.dumps(state.by_reason))
-            for p, state in progress.items()
-        ]
-        try:
-            committed = self._consumer.commit(offsets=offsets, asynchronous=False)
-        except KafkaException as error:
-            raise UnreachableError(f"group {self.group}: offsets cannot be saved: {error.args[0].str()}") from error
-        for tp in committed or ():
-            if tp.error is not None:
-                raise UnreachableError(f"group {self.group}: offsets cannot be saved: {tp.error.str()}")
+    def commit(self, producer: TransactionalProducer, progress: dict[int, Progress]) -> None:
+        """Commit what `producer` has sent, and the progress that comes of it, together.
+
+        Raises FencedError when another redrive has begun, DeliveryError when nothing of both was committed.
+        """
+        places = {TopicPartition(self.topic, p): state for p, state in progress.items()}
+        producer.commit(
+            {tp: state.next_offset for tp, state in places.items()},
+            self._consumer.consumer_group_metadata(),
+            {tp: json.dumps(state.by_reason) for tp, state in places.items()},
+        )
 
     def close(self) -> None:
         self._consumer.close()
