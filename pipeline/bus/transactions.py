@@ -22,6 +22,7 @@ quicker sent each request once, and had its answer.
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import structlog
@@ -41,6 +42,9 @@ SOCKET_TIMEOUT_MS = 10_000
 RETRY_BACKOFF_MS = 700
 #: So no request of a call that took less was sent twice. Usual are 5 to 50 ms.
 ONCE_SENT_S = 0.45
+#: After this long send_offsets_to_transaction is taken to hang: it has no timeout of its own, and waits for ever for a
+#: coordinator that was taken off the list of brokers (librdkafka issue 5511). Two tries of SOCKET_TIMEOUT_MS.
+OFFSETS_S = 20.0
 #: Before a call that fails with a retriable error is given up: as long as a broker's restart may take.
 RETRY_BUDGET_S = 60.0
 RETRY_PAUSE_S = 0.2
@@ -84,6 +88,9 @@ class TransactionalProducer(BatchProducer):
             # librdkafka demands it; a record that takes longer aborts, and its input is read again.
             "message.timeout.ms": timeout_ms,
             "socket.timeout.ms": min(int(options.get("socket.timeout.ms", SOCKET_TIMEOUT_MS)), timeout_ms),
+            # Else one lost connection to a lone broker is "all brokers down", and librdkafka 2.16 forgets the
+            # group's coordinator in a way that send_offsets_to_transaction never returns from: see OFFSETS_S.
+            "metadata.recovery.strategy": "none",
             "retry.backoff.ms": RETRY_BACKOFF_MS,
             "retry.backoff.max.ms": max(RETRY_BACKOFF_MS, 1_000),
         }
@@ -123,8 +130,12 @@ class TransactionalProducer(BatchProducer):
             self._begin()
             self._sending(lambda: super(TransactionalProducer, self).send(topic, key, value, headers))
 
-    def commit(self, offsets: Mapping[TopicPartition, int], group: Any) -> None:
+    def commit(
+        self, offsets: Mapping[TopicPartition, int], group: Any, notes: Mapping[TopicPartition, str] | None = None
+    ) -> None:
         """Commit what was sent together with `offsets` of the consumer group `group` (its metadata).
+
+        notes: kept with the offsets, for whoever asks for them (Kafka calls them metadata, too).
 
         1. Send the offsets: the group's coordinator refuses those of a member that was thrown out.
         2. Flush, so that the commit takes only its own time; a record that cannot be delivered makes 3 abort.
@@ -136,8 +147,10 @@ class TransactionalProducer(BatchProducer):
         """
         with self._lock:
             self._begin()
-            positions = [_TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
-            late = self._call(lambda: self._producer.send_offsets_to_transaction(positions, group))
+            texts = notes or {}
+            positions = [_TopicPartition(*tp, offset, texts.get(tp, "")) for tp, offset in offsets.items()]
+            send_offsets = self._producer.send_offsets_to_transaction
+            late = self._call(lambda: _within(min(OFFSETS_S, self._timeout_s), send_offsets, positions, group))
             self._producer.flush(self._timeout_s)
             # -1: any other timeout would leave librdkafka and the broker of two minds (rdkafka.h).
             late = self._call(lambda: self._producer.commit_transaction(-1)) or late
@@ -268,3 +281,23 @@ class TransactionalProducer(BatchProducer):
         purged = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)  # noqa: SLF001 (have no public names)
         if error is not None and error.code() not in purged:
             super()._on_delivery(error, message)
+
+
+def _within(budget_s: float, call: Callable[..., Any], *args: Any) -> None:
+    """Call; raises what it raises, and a fatal KafkaException after `budget_s`, leaving it behind on its thread."""
+    outcome: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            call(*args)
+        except BaseException as error:  # noqa: BLE001 (raised by whoever waits)
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(None)
+
+    threading.Thread(target=run, name="send-offsets", daemon=True).start()
+    try:
+        outcome.result(budget_s)
+    except TimeoutError:
+        told = f"no answer from librdkafka within {budget_s:g} s"
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, told, fatal=True)) from None  # noqa: SLF001
