@@ -61,9 +61,9 @@ class EventEncoder:
         time_field: str | None = None,
         clock: Clock = time.time,
     ) -> None:
+        self._encoder = ColumnarEncoder(schema, schema_id)  # refuses what is no record
         record: Mapping[str, Any] = json.loads(schema)
         self._fields: list[dict[str, Any]] = record["fields"]
-        self._encoder = ColumnarEncoder(schema, schema_id)
         self._id_field, self._key_field, self._time_field = id_field, key_field or id_field, time_field
         self._clock = clock
         names = {field["name"] for field in self._fields}

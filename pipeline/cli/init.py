@@ -62,11 +62,11 @@ def init(
     columns = Columns(label, time, id_, key, tuple(drop or ()))
     try:
         layout = infer(rows, columns, name)
+        stdout().print(_inferred(rows.num_rows, data, columns, layout))
+        say("training a first model on the earlier rows ...")
+        report = make_project(folder, name, rows, columns, layout)
     except DataError as error:
         raise DataError("\n".join(f"{data}: {line}" for line in str(error).splitlines())) from None
-    stdout().print(_inferred(rows.num_rows, data, columns, layout))
-    say("training a first model on the earlier rows ...")
-    report = make_project(folder, name, rows, columns, layout)
     stdout().print(measured(report))
     stdout().print(_next_steps(folder, data))
 
@@ -80,19 +80,25 @@ def make_project(
     bootstrap_servers: str = "127.0.0.1:9092",
 ) -> TrainingReport:
     """Train on the earlier part of `rows`, measure on the later, and write the project into `folder`."""
+    is_new = not folder.exists()
     _make_folder(folder)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".init-") as scratch:
-        bundle = Path(scratch) / "champion"
-        report = train_bundle(
-            rows,
-            label=columns.label,
-            time=columns.time,
-            features=[*layout.features],
-            fields=layout.features,
-            out=bundle,
-            model_id=name,
-        )
-        _write(folder, _settings_text(name, columns, layout, bootstrap_servers), layout, bundle)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".init-") as scratch:
+            bundle = Path(scratch) / "champion"
+            report = train_bundle(
+                rows,
+                label=columns.label,
+                time=columns.time,
+                features=[*layout.features],
+                fields=layout.features,
+                out=bundle,
+                model_id=name,
+            )
+            _write(folder, _settings_text(name, columns, layout, bootstrap_servers), layout, bundle)
+    except DataError:
+        if is_new:
+            folder.rmdir()  # what was begun in it is gone already
+        raise
     return report
 
 

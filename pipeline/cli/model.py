@@ -16,6 +16,7 @@ from pipeline.cli import render
 from pipeline.cli.context import say, settings_of, stderr, stdout, table
 from pipeline.cli.events import COLUMN_ATTRIBUTE, avro_names
 from pipeline.cli.inference import Columns, infer
+from pipeline.codec import event_schema
 from pipeline.errors import BundleError, DataError
 from pipeline.models import bundle as bundles
 from pipeline.models import manifest as manifests
@@ -103,11 +104,10 @@ def _fields(settings: Settings, rows: pa.Table, columns: Columns) -> tuple[Field
     inferred = infer(rows, columns, settings.name)  # also says which columns do not exist
     if not schema_file.exists():
         return inferred.features, columns.time
-    try:
-        schema = json.loads(schema_file.read_text("utf-8"))
-        fields = {field["name"]: field for field in schema["fields"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"events.schema_file: {schema_file} cannot be read: {error}") from None
+    schema = json.loads(event_schema(settings))
+    if not isinstance(schema, dict) or "fields" not in schema:
+        raise DataError(f"events.schema_file: {schema_file}: an event must be an Avro record")
+    fields = {field["name"]: field for field in schema["fields"]}
     events = settings.events
     time = columns.time or (_column(fields.get(events.time_field or ""), rows))
     found: dict[str, tuple[str, str, bool]] = {}

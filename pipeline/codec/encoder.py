@@ -34,8 +34,9 @@ class ColumnarEncoder:
         self._bits = header_bits(schema_id)
         self._frame: str | None = None
         try:
+            frame = frame_schema(record)  # first: it refuses a record inside itself
             self._converts = [_to_wire(field.type) for field in self._fields]
-            self._frame = frame_schema(record)
+            self._frame = frame
         except Beyond:
             self._converts = []
 

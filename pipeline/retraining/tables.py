@@ -26,16 +26,25 @@ def read(path: Path) -> pa.Table:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if is_parquet or path.suffix.lower() in {".parquet", ".pq"}:
-        return _told(path, "Parquet", lambda: parquet.read_table(path))
+        table = _told(path, "Parquet", lambda: parquet.read_table(path))
+        _check_names(path, table.column_names)
+        return table
     table = _told(path, "CSV", lambda: _read_csv(path))
     try:
         names = table.column_names
     except UnicodeDecodeError:
         raise DataError(f"{path}: the names of the columns are not UTF-8 text; save the file as UTF-8") from None
+    _check_names(path, names)
     for name in names:
         if pa.types.is_binary(table.schema.field(name).type):
             raise DataError(f"{path}: column {name!r}: not UTF-8 text; save the file as UTF-8")
     return table
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    """A name must say which column is meant."""
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path}: column {twice[0]!r} is there twice; rename one")
 
 
 def _read_csv(path: Path) -> pa.Table:

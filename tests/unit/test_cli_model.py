@@ -105,7 +105,7 @@ def test_train_says_what_of_a_schema_it_cannot_use(folder: Path) -> None:
     schema.write_text(json.dumps({"type": "record", "name": "E", "fields": fields[:1]}), "utf-8")
     assert "no column is a feature of" in train("--label", "fraud", "--force", code=1).stderr
     schema.write_text("{", "utf-8")
-    assert "schemas/event.avsc cannot be read" in train("--label", "fraud", "--force", code=1).stderr
+    assert "schemas/event.avsc: not a valid Avro schema" in train("--label", "fraud", "--force", code=1).stderr
 
 
 def test_train_refuses_before_it_works(folder: Path) -> None:
