@@ -23,9 +23,14 @@ pytestmark = pytest.mark.timeout(300)
 both_modes = pytest.mark.parametrize("mode", ["at_least_once", "exactly_once"])
 EXACT = {"delivery.mode": "exactly_once"}
 
+#: Polls may be 6 s apart, and the session lasts as long: the least that a broker allows.
+IMPATIENT = {"kafka.consumer_options": {"max.poll.interval.ms": "6000", "session.timeout.ms": "6000"}}
+#: One call of a model that is slower than that.
+SLOW_S = 9.0
+
 #: Small events are bounded by number: 100,000 and a fetch in librdkafka, 200,000 on their way out.
 SMALL_GROWTH_MAX_MIB = 300
-#: Large ones by bytes.
+#: Large ones by bytes: 576 MiB with the defaults; without a bound in bytes it was 1,227.
 LARGE_GROWTH_MAX_MIB = 600
 
 
@@ -91,18 +96,14 @@ def test_a_backlog_at_the_start_is_read_in_bounded_memory(broker: str, make: Mak
 
 
 @pytest.mark.case("F8", "P2")
-@both_modes
-def test_a_model_slower_than_the_poll_interval(broker: str, make: Make, judge: Judge, mode: str) -> None:
+def test_a_model_slower_than_the_poll_interval(broker: str, make: Make, judge: Judge) -> None:
     """Two calls of 9 s where polls may be 6 s apart, over 600 MB of large events: lag, no eviction, no copy twice."""
-    slow_s, events, size_bytes = 9.0, 600, 1_048_000
+    events, size_bytes = 600, 1_048_000
     pipeline = make(
         broker,
         module="tests.faults.models:SlowAtFirst",
-        arguments={"seconds": slow_s, "calls": 2},
-        settings={
-            "delivery.mode": mode,
-            "kafka.consumer_options": {"max.poll.interval.ms": "6000", "session.timeout.ms": "6000"},
-        },
+        arguments={"seconds": SLOW_S, "calls": 2},
+        settings=IMPATIENT,
     )
     send_padded(pipeline, events, size_bytes)
     worker = pipeline.start("run", "worker")
@@ -112,10 +113,36 @@ def test_a_model_slower_than_the_poll_interval(broker: str, make: Make, judge: J
     grown = memory.grown_mib()
     assert stayed_in_its_group(worker), worker.log()[-3000:]
     assert worker.terminate() == 0, worker.log()[-3000:]
-    found = judge(pipeline, events, mode, base_mib=memory.base_mib, peak_mib=memory.base_mib + grown)
+    found = judge(pipeline, events, "at_least_once", base_mib=memory.base_mib, peak_mib=memory.base_mib + grown)
     assert found["duplicated"] == 0
-    assert pipeline.outputs().span_s() > slow_s, "the model was not slow"
+    assert pipeline.outputs().span_s() > SLOW_S, "the model was not slow"
     assert grown < LARGE_GROWTH_MAX_MIB
+
+
+@pytest.mark.case("F8", "F10")
+def test_a_worker_joins_while_the_model_is_slow(broker: str, make: Make, judge: Judge) -> None:
+    """A rebalance waits for a call of 9 s where polls may be 6 s apart: nobody is thrown out, nothing comes twice."""
+    events = 5_000
+    pipeline = make(
+        broker,
+        module="tests.faults.models:SlowAtFirst",
+        arguments={"seconds": SLOW_S, "calls": 2},
+        settings={**EXACT, **IMPATIENT, "scoring.step_max": 50},
+    )
+    pipeline.send(job.encode_events(events))
+    first = pipeline.start("run", "worker", "--slot", "1")
+    first.await_log('"rebalanced"')
+    second = pipeline.start("run", "worker", "--slot", "2")
+    second.await_log('"rebalanced"')
+    pipeline.await_committed(events)
+    assert stayed_in_its_group(second), second.log()[-3000:]
+    waited_ms = [int(ms) for ms in re.findall(r'"kind": "revoke".*"took_ms": (\d+)', first.log())]
+    assert len(waited_ms) == 1, first.log()[-3000:]
+    assert "poll interval" not in first.log()
+    assert '"kind": "lost"' not in first.log()
+    for worker in (first, second):
+        assert worker.terminate() == 0, worker.log()[-3000:]
+    judge(pipeline, events, "exactly_once", rebalance_waited_s=waited_ms[0] / 1000)
 
 
 @pytest.mark.case("P4")
