@@ -242,13 +242,13 @@ def balance(pipeline: Pipeline, events: int) -> dict[str, int]:
     """What a read_committed reader finds, after everything was committed: lost, duplicated, reordered.
 
     Whatever happened, nothing is foreign, wrong or under another key; the group has committed all there is; and
-    no transaction is left open that would hold readers up.
+    no transaction is left open that would hold readers up. (A read before its end would miss what lies behind it.)
     """
+    eventually(lambda: not pipeline.held_up(pipeline.job.output_topic), "the predictions' last transaction ended")
     outputs = pipeline.outputs()
     found = verify.compare(outputs, events)
     assert (found.foreign, found.wrong_scores, found.wrong_keys) == (0, 0, 0), str(found)
     assert pipeline.uncommitted_partitions() == {}
-    eventually(lambda: not pipeline.held_up(pipeline.job.output_topic), "the predictions' last transaction ended")
     return {"lost": found.lost, "duplicated": found.duplicated, "reordered": out_of_order(outputs)}
 
 
