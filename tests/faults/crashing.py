@@ -58,12 +58,12 @@ DRAIN = f"{COMMITS}.wait_empty"
 
 BOTH_MODES: dict[str, Step] = {
     **around(f"{FLOW_OUT}.predictions"),
-    "before bookkeeping": Step("before", LEDGER),
     "after bookkeeping": Step("after", LEDGER),
     "in the drain, before bookkeeping": Step("before", LEDGER, within=DRAIN, passage=1),
 }
 AT_LEAST_ONCE: dict[str, Step] = {
     **BOTH_MODES,
+    "before bookkeeping": Step("before", LEDGER),
     **around("pipeline.bus.producer:BatchProducer.flush"),
     "before committing offsets": Step("before", f"{COMMITS}._commit"),
     "in the drain, before committing offsets": Step("before", f"{COMMITS}._commit", within=DRAIN, passage=1),
@@ -71,9 +71,9 @@ AT_LEAST_ONCE: dict[str, Step] = {
 EXACTLY_ONCE: dict[str, Step] = {
     **BOTH_MODES,
     **around(f"{CLIENT}.init_transactions", **ONCE),
-    **around(f"{CLIENT}.begin_transaction"),
+    "after begin transaction": Step("after", f"{CLIENT}.begin_transaction"),
     **around(f"{CLIENT}.send_offsets_to_transaction"),
-    **around(f"{CLIENT}.commit_transaction"),
+    **around(f"{CLIENT}.commit_transaction"),  # after it: before the bookkeeping
     **around(f"{CLIENT}.abort_transaction", **ABORTING),
     "in the replay, before seeking": Step("before", f"{COMMITS}._restart_from", f"{COMMITS}._replay", **ABORTING),
     "in the replay, after seeking": Step("after", f"{COMMITS}._restart_from", f"{COMMITS}._replay", **ABORTING),

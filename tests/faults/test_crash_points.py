@@ -27,7 +27,11 @@ SLICE_EVENTS, SLICE_EVERY_S = 200, 0.02
 SETTINGS = {"delivery.commit_interval_ms": 200, "scoring.step_max": 2_000}
 #: A member that is known by name takes its partitions back at once; others wait for the dead one's session to end.
 STATIC = {"kafka.consumer_options": {"group.instance.id": "the-one", "session.timeout.ms": "30000"}}
-DYNAMIC = {"kafka.consumer_options": {"session.timeout.ms": "6000"}}
+DYNAMIC = {
+    "kafka.consumer_options": {"session.timeout.ms": "6000"},
+    # What a dead worker left open holds readers up for so long, if nobody starts it again.
+    "delivery.transaction_timeout_ms": 10_000,
+}
 
 
 class Feed:
@@ -158,8 +162,10 @@ def test_at_least_once_repeats_only_what_was_not_committed(make: Make, judge: Ju
 
 
 @pytest.mark.case("F35", "F10")
-@pytest.mark.parametrize("step", list(crashing.REVOKE))
-@pytest.mark.parametrize("mode", ["at_least_once", "exactly_once"])
+@pytest.mark.parametrize(
+    ("mode", "step"),
+    [("at_least_once", list(crashing.REVOKE)[-1]), *(("exactly_once", step) for step in crashing.REVOKE)],
+)
 def test_a_crash_while_partitions_go_to_another(make: Make, judge: Judge, mode: str, step: str) -> None:
     """A second worker joins, the first dies as it hands over: the second does the rest, and in exactly_once no more."""
     pipeline = make(settings={**SETTINGS, **DYNAMIC, "delivery.mode": mode})
@@ -173,4 +179,5 @@ def test_a_crash_while_partitions_go_to_another(make: Make, judge: Judge, mode: 
     feed.flush()
     pipeline.await_committed(feed.sent)
     assert second.terminate() == 0, second.log()[-4000:]
+    eventually(lambda: not pipeline.held_up(pipeline.job.output_topic), "the dead worker's transaction ended")
     judge(pipeline, feed.sent, mode)

@@ -207,6 +207,8 @@ class Soak:
             self._until(lambda: verifier.said["due"] == ends, None, "every event predicted")
         except AssertionError as error:
             self.record.faults.append(str(error))
+        # One that was started a moment ago cannot be told to stop in order yet.
+        self._until(lambda: all(w.at_work() for w in self.workers), START_S, "all workers running at the end")
         for role in self.roles.values():
             if role is not verifier:
                 role.process.popen.terminate()
