@@ -7,8 +7,11 @@
     clock      time that stands still
     breakage   ways to break an event
     proxy      a bad network between clients and a broker: holds, loses, cuts, slows
+    faults     what can go wrong with a running pipeline, each as a function
+    inventing  events that fit a schema and a model
+    counting   what became of events: lost, repeated, out of order
 
-They need neither Kafka nor torch; the proxy is for a real Kafka.
+`pipeline verify` is made of the last four. They need neither Kafka nor torch; the proxy is for a real Kafka.
 """
 
 from pipeline.testing.clock import ManualClock
