@@ -77,7 +77,8 @@ class Watch:
         for messages in read(self._options, group, topic, spans, isolation_level="read_committed"):
             by_partition: dict[int, list[Message]] = defaultdict(list)
             for message in messages:
-                by_partition[message.partition()].append(message)
+                if message.offset() >= self._next[role][message.partition()]:  # each record is read once
+                    by_partition[message.partition()].append(message)
             for partition, some in by_partition.items():
                 take(partition, some)
                 self._next[role][partition] = some[-1].offset() + 1

@@ -6,7 +6,7 @@ bytes an event. No Kafka here: whoever reads the outputs hands them in, in the o
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ OFFSET_MAX = 50_000_000
 #: First size of a partition's account, in events; it doubles.
 ROOM = 1 << 14
 PREDICTED, DEAD = 1, 2
+#: Events named for each kind of fault.
+EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,19 @@ class Balance:
     out_of_order: int
     #: Outcomes of no event, and records that cannot be read.
     foreign: int
+    #: "PARTITION@OFFSET" of a few events for each fault, to look them up.
+    examples: dict[str, list[str]] = field(default_factory=dict, compare=False)
 
     def problems(self, mode: str) -> list[str]:
         """What delivery mode `mode` does not allow, one line each; empty if it holds."""
         forbidden = ["lost", "foreign"] + (["duplicated", "out_of_order"] if mode == "exactly_once" else [])
         words = {"foreign": "outcomes of no event", "out_of_order": "out of order within their key"}
-        found = {f.name: getattr(self, f.name) for f in fields(self)}
-        return [f"{found[name]:,} {words.get(name, name)}" for name in forbidden if found[name]]
+        lines = []
+        for name in forbidden:
+            if count := getattr(self, name):
+                events = ", ".join(self.examples.get(name, []))
+                lines.append(f"{count:,} {words.get(name, name)}" + (f" (events {events})" if events else ""))
+        return lines
 
 
 class _Account:
@@ -77,6 +85,7 @@ class OutcomeCounter:
         self._accounts: dict[int, _Account] = {}
         #: Highest event offset so far, by (output partition, event partition).
         self._highest: dict[tuple[int, int], int] = {}
+        self._examples: dict[str, list[str]] = {}
         self._settled = self._duplicated = self._out_of_order = self._foreign = 0
         self._lock = threading.Lock()
 
@@ -90,20 +99,18 @@ class OutcomeCounter:
         with self._lock:
             for partition, rows in self._by_partition(partitions, offsets):
                 account = self._accounts.setdefault(partition, _Account())
-                first = rows[account.take(offsets[rows], PREDICTED)]
-                self._settled += len(first)
-                self._duplicated += len(rows) - len(first)
+                fresh = account.take(offsets[rows], PREDICTED)
+                first = rows[fresh]
+                self._settle(partition, offsets[rows], fresh)
                 hashes = np.array([_hash(keys[row]) for row in first.tolist()], dtype=np.int64)
-                self._note_order((written_to, partition), account, offsets[first], hashes)
+                self._note_order(written_to, partition, account, offsets[first], hashes)
 
     def dead_letters(self, partitions: Longs, offsets: Longs) -> None:
         """Dead letters, by partition and offset of their events; negative: the record does not say."""
         with self._lock:
             for partition, rows in self._by_partition(partitions, offsets):
                 account = self._accounts.setdefault(partition, _Account())
-                first = int(account.take(offsets[rows], DEAD).sum())
-                self._settled += first
-                self._duplicated += len(rows) - first
+                self._settle(partition, offsets[rows], account.take(offsets[rows], DEAD))
 
     def unreadable(self, n: int) -> None:
         """Outputs that cannot be read."""
@@ -114,8 +121,10 @@ class OutcomeCounter:
         """The count, where partition p of the events has the offsets 0 to ends[p] - 1, each an event."""
         with self._lock:
             predicted = dead_lettered = beyond = 0
-            for partition, account in self._accounts.items():
-                end = ends.get(partition, 0)
+            for partition in sorted({*self._accounts, *ends}):
+                account, end = self._accounts.get(partition, _Account()), ends.get(partition, 0)
+                account.make_room(end)
+                self._name("lost", partition, np.flatnonzero(account.outcomes[:end] == 0)[:EXAMPLES])
                 predicted += int((account.outcomes[:end] == PREDICTED).sum())
                 dead_lettered += int((account.outcomes[:end] == DEAD).sum())
                 beyond += int((account.outcomes[end:] != 0).sum())
@@ -128,6 +137,7 @@ class OutcomeCounter:
                 duplicated=self._duplicated,
                 out_of_order=self._out_of_order,
                 foreign=self._foreign + beyond,
+                examples={fault: named for fault, named in self._examples.items() if named},
             )
 
     def _by_partition(self, partitions: Longs, offsets: Longs) -> list[tuple[int, npt.NDArray[np.intp]]]:
@@ -136,18 +146,31 @@ class OutcomeCounter:
         self._foreign += int((~known).sum())
         return [(int(p), np.flatnonzero(known & (partitions == p))) for p in np.unique(partitions[known])]
 
-    def _note_order(self, way: tuple[int, int], account: _Account, offsets: Longs, hashes: Longs) -> None:
+    def _settle(self, partition: int, offsets: Longs, fresh: npt.NDArray[np.bool_]) -> None:
+        repeated = offsets[~fresh]
+        self._settled += int(fresh.sum())
+        self._duplicated += len(repeated)
+        self._name("duplicated", partition, repeated)
+
+    def _name(self, fault: str, partition: int, offsets: Longs) -> None:
+        """Remember a few events."""
+        named = self._examples.setdefault(fault, [])
+        named += [f"{partition}@{offset}" for offset in offsets[: EXAMPLES - len(named)].tolist()]
+
+    def _note_order(self, written_to: int, partition: int, account: _Account, offsets: Longs, hashes: Longs) -> None:
         """Offsets that ascend are in order whatever their keys; only where one goes back, keys are compared."""
-        before = self._highest.get(way, -1)
+        before = self._highest.get((written_to, partition), -1)
         highest = np.maximum.accumulate(np.concatenate([np.array([before]), offsets]))
         noted = 0
         for row in np.flatnonzero(offsets < highest[:-1]).tolist():
             account.keys[offsets[noted:row]] = hashes[noted:row]
             noted = row
             later = account.keys[offsets[row] + 1 : highest[row] + 1]
-            self._out_of_order += bool(hashes[row] and (later == hashes[row]).any())
+            if hashes[row] and (later == hashes[row]).any():
+                self._out_of_order += 1
+                self._name("out_of_order", partition, offsets[row : row + 1])
         account.keys[offsets[noted:]] = hashes[noted:]
-        self._highest[way] = int(highest[-1])
+        self._highest[written_to, partition] = int(highest[-1])
 
 
 def _hash(key: bytes | None) -> int:

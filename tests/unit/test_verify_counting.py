@@ -41,7 +41,11 @@ def test_a_missing_event_is_lost_whatever_the_mode() -> None:
     predict(counter, [*range(50), *range(51, 99)])
     balance = counter.balance({0: 100, 1: 7})
     assert (balance.events, balance.predicted, balance.lost) == (107, 98, 9)
-    assert balance.problems("at_least_once") == balance.problems("exactly_once") == ["9 lost"]
+    assert (
+        balance.problems("at_least_once")
+        == balance.problems("exactly_once")
+        == ["9 lost (events 0@50, 0@99, 1@0, 1@1, 1@2)"]
+    )
 
 
 def test_repetitions_are_counted_within_a_call_and_across_calls_and_kinds() -> None:
@@ -53,7 +57,7 @@ def test_repetitions_are_counted_within_a_call_and_across_calls_and_kinds() -> N
     balance = counter.balance({0: 102})
     assert (balance.duplicated, balance.lost, balance.out_of_order) == (5, 0, 0)
     assert (balance.predicted, balance.dead_lettered) == (101, 1)
-    assert balance.problems("exactly_once") == ["5 duplicated"]
+    assert balance.problems("exactly_once") == ["5 duplicated (events 0@98, 0@99, 0@100, 0@5, 0@101)"]
     assert balance.problems("at_least_once") == []
 
 
@@ -67,7 +71,7 @@ def test_order_is_that_of_equal_keys(split: int) -> None:
     balance = counter.balance({0: 251})
     # Behind 250 of its key came 150 alone: 50 was before it.
     assert (balance.out_of_order, balance.lost, balance.duplicated) == (1, 0, 0)
-    assert balance.problems("exactly_once") == ["1 out of order within their key"]
+    assert balance.problems("exactly_once") == ["1 out of order within their key (events 0@150)"]
 
 
 def test_what_is_read_again_in_order_is_no_disorder() -> None:
