@@ -211,6 +211,8 @@ def _check_fields(schema: Schema, seen: set[str] | None = None) -> None:
     """Raise ValueError for the first field with what `avro` lets pass: no Avro name, or a default of another type."""
     seen = set() if seen is None else seen
     if schema.type == "union":
+        if not schema.schemas:
+            raise ValueError("a union of no types: nothing can be of it")
         for branch in schema.schemas:
             _check_fields(branch, seen)
     elif schema.type in {"array", "map"}:
