@@ -17,7 +17,8 @@
 from pipeline.testing.clock import ManualClock
 from pipeline.testing.models import ScriptedModel
 from pipeline.testing.observers import RecordingObserver
-from pipeline.testing.proxy import Api, Frame, Proxy, Rule
+from pipeline.testing.proxy import Proxy
+from pipeline.testing.rules import Api, Frame, Rule
 from pipeline.testing.sinks import RecordingSink, Sent
 from pipeline.testing.sources import (
     ABORT,

@@ -10,13 +10,11 @@
 
 The broker must advertise the proxy's port, or its clients soon go past it.
 
-A request is `length i32, api_key i16, api_version i16, correlation_id i32, client_id string, ...`; a response is
-`length i32, correlation_id i32, ...` (kafka.apache.org/protocol). Nothing else is parsed and nothing is changed:
-frames are held, lost, cut and slowed, in the order of their connection, as TCP would have it. A frame that is held
-holds up what comes behind it on its connection. A request whose client is gone is delivered all the same, as
-happens to bytes that are on their way or in the broker's queue.
+Frames (rules.py) are held, lost, cut and slowed, never changed, in the order of their connection, as TCP would have
+it. A frame that is held holds up what comes behind it on its connection. A request whose client is gone is delivered
+all the same, as happens to bytes that are on their way or in the broker's queue.
 
-Plain text only: with TLS or SASL only rules for all frames make sense.
+Not for TLS, which hides the frames.
 """
 
 import asyncio
@@ -27,9 +25,9 @@ import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import Enum, IntEnum
-from typing import Any, Literal, Self
+from typing import Any, Self
+
+from pipeline.testing.rules import PATIENCE_S, Api, Fate, Frame, Rule, read_request
 
 HOST = "127.0.0.1"
 #: Frames read ahead of what may be delivered, a connection and direction. A client's death is noticed behind
@@ -37,144 +35,9 @@ HOST = "127.0.0.1"
 _FRAMES_MAX = 64
 #: How long the answers to a dead client's requests are waited for before the broker is told of its death.
 _LINGER_S = 5.0
-_PATIENCE_S = 60.0
 #: A throttled frame goes out in pieces that take so long.
 _PIECE_S = 0.05
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with 0 s: close sends RST
-
-Side = Literal["request", "response", "both"]
-
-
-class Api(IntEnum):
-    """Kinds of requests (kafka.apache.org/protocol#protocol_api_keys); those that faults are made of."""
-
-    PRODUCE = 0
-    FETCH = 1
-    LIST_OFFSETS = 2
-    METADATA = 3
-    OFFSET_COMMIT = 8
-    OFFSET_FETCH = 9
-    FIND_COORDINATOR = 10
-    JOIN_GROUP = 11
-    HEARTBEAT = 12
-    LEAVE_GROUP = 13
-    SYNC_GROUP = 14
-    API_VERSIONS = 18
-    INIT_PRODUCER_ID = 22
-    ADD_PARTITIONS_TO_TXN = 24
-    ADD_OFFSETS_TO_TXN = 25
-    END_TXN = 26
-    TXN_OFFSET_COMMIT = 28
-    CONSUMER_GROUP_HEARTBEAT = 68
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One request, or the `answer` to it with its request's api, version and client; `payload` lacks the length."""
-
-    api: int
-    version: int
-    correlation_id: int
-    client: str
-    payload: bytes
-    answer: bool = False
-
-
-def read_request(payload: bytes) -> Frame:
-    """Header version 1 and 2 both begin so. Raises struct.error if `payload` is too short for one."""
-    api, version, correlation_id, size = struct.unpack_from(">hhih", payload)
-    return Frame(api, version, correlation_id, payload[10 : 10 + max(size, 0)].decode("utf-8", "replace"), payload)
-
-
-class Fate(Enum):
-    """What becomes of a frame."""
-
-    DELIVER = "deliver"
-    LOSE = "lose"
-    #: The connection is reset and the frame lost.
-    CUT = "cut"
-    #: Half the frame arrives, then the connection is reset.
-    TEAR = "tear"
-
-
-class Rule:
-    """A fault for the frames it matches, from its making until `remove` or the end of its `with` block.
-
-    Made by the proxy's methods. Thread-safe.
-    """
-
-    def __init__(
-        self,
-        proxy: "Proxy",
-        apis: tuple[int, ...],
-        fate: Fate = Fate.DELIVER,
-        *,
-        side: Side = "request",
-        times: int | None = None,
-        client: str = "",
-        when: Callable[[Frame], bool] | None = None,
-        hold: bool = False,
-        cut: bool = False,
-        delay_s: Callable[[], float] | None = None,
-    ) -> None:
-        self._proxy = proxy
-        self._apis, self._side, self._times, self._client, self._when = apis, side, times, client, when
-        self._fate, self._hold, self._cut, self._delay_s = fate, hold, cut, delay_s
-        self._released = asyncio.Event()
-        #: Frames it was applied to.
-        self.seen = 0
-        #: What the broker answered to requests that it was applied to, client gone or not.
-        self.answers: list[Frame] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
-
-    def remove(self) -> None:
-        """End the fault; what is held is delivered now. Does nothing a second time."""
-        self._proxy._remove(self)  # noqa: SLF001  a rule is part of its proxy
-
-    def await_seen(self, count: int = 1, timeout_s: float = _PATIENCE_S) -> None:
-        """Wait until it was applied to `count` frames. Raises TimeoutError."""
-        self._proxy.wait_for(lambda: self.seen >= count, f"{count} frames of rule {self}", timeout_s)
-
-    def await_answer(self, count: int = 1, timeout_s: float = _PATIENCE_S) -> Frame:
-        """Wait for the broker's `count`-th answer to a request that it was applied to. Raises TimeoutError."""
-        self._proxy.wait_for(lambda: len(self.answers) >= count, f"{count} answers of rule {self}", timeout_s)
-        return self.answers[count - 1]
-
-    def __str__(self) -> str:
-        apis = [Api(api).name if api in Api.__members__.values() else str(api) for api in self._apis] or ["everything"]
-        kind = "hold" if self._hold else "delay" if self._delay_s else self._fate.value
-        return f"{kind} {'|'.join(apis)} ({self._side})"
-
-    # -- on the proxy's thread ------------------------------------------------------------------
-
-    def matches(self, frame: Frame) -> bool:
-        """Whether it is to be applied to `frame`."""
-        return (
-            (not self._apis or frame.api in self._apis)
-            and self._side in ("both", "response" if frame.answer else "request")
-            and (self._times is None or self.seen < self._times)
-            and self._client in frame.client
-            and (self._when is None or self._when(frame))
-        )
-
-    async def apply(self, reset_client: Callable[[], None]) -> Fate:
-        """Wait as long as the fault lasts; what becomes of the frame then."""
-        if self._cut:
-            reset_client()
-        if self._hold:
-            await self._released.wait()
-        if self._delay_s is not None:
-            await asyncio.sleep(self._delay_s())
-        return self._fate
-
-    def release(self) -> None:
-        """Let go of what is held."""
-        self._released.set()
 
 
 class Proxy:
@@ -227,7 +90,7 @@ class Proxy:
         """Reset all connections and stop listening. Does nothing a second time."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(_PATIENCE_S)
+            self._thread.join(PATIENCE_S)
 
     # -- faults ---------------------------------------------------------------------------------
 
@@ -275,7 +138,7 @@ class Proxy:
         """Reset every connection there is now."""
         self._on_loop(self._cut_all())
 
-    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = _PATIENCE_S) -> None:
+    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait until `condition` holds; it is looked at after every frame. Raises TimeoutError, naming `what`."""
         with self._changed:
             if not self._changed.wait_for(condition, timeout_s):
@@ -296,14 +159,15 @@ class Proxy:
         self._loop.close()
 
     def _on_loop(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE_S)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
 
     def _add(self, rule: Rule) -> Rule:
         with self._changed:
             self._rules = (*self._rules, rule)
         return rule
 
-    def _remove(self, rule: Rule) -> None:
+    def forget(self, rule: Rule) -> None:
+        """See `Rule.remove`."""
         with self._changed:
             self._rules = tuple(r for r in self._rules if r is not rule)
         if self._thread.is_alive():
