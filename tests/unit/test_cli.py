@@ -122,6 +122,7 @@ def test_flags_named_like_fausts_stay_ours(folder: Path) -> None:
         (["init", "x", "--data", "x.csv"], "--label"),
     ],
 )
+@pytest.mark.case("D4")
 def test_usage_errors_exit_2_and_say_why(folder: Path, arguments: list[str], said: str) -> None:
     """A wrong flag is a usage error, and the message names what would be right."""
     lines = refused(*arguments, code=2)
@@ -145,6 +146,7 @@ def test_usage_errors_exit_2_and_say_why(folder: Path, arguments: list[str], sai
         ("[scoring]\nbatch_max = 'many'\n", "scoring.batch_max"),
     ],
 )
+@pytest.mark.case("D1")
 def test_bad_settings_exit_2_and_name_the_key(folder: Path, text: str, key: str) -> None:
     """Every fault of the settings file is one line with file and key; a secret's value is never printed."""
     (folder / "pipeline.toml").write_text(text, "utf-8")
@@ -264,6 +266,7 @@ BAD_FILES = {
 
 @pytest.mark.parametrize("name", BAD_FILES)
 @pytest.mark.parametrize("command", ["init", "replay"])
+@pytest.mark.case("D5")
 def test_an_unusable_data_file_is_one_line(folder: Path, name: str, command: str) -> None:
     """Whatever is wrong with the file, the message names it and nothing is left behind."""
     content = BAD_FILES[name]

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.cli import render
+from pipeline.cli import context, render
 from pipeline.cli.events import EventEncoder, avro_names, to_timestamps
 from pipeline.cli.inference import Columns, infer
 from pipeline.cli.redriving import Progress
@@ -207,3 +207,22 @@ def test_json_is_strict_whatever_a_record_holds() -> None:
         "n": None,
         "t": True,
     }
+
+
+HOSTILE = "a\x1b[2J\x1b]0;owned\x07\x9b31m\x7f\u202eb\u2028c\nd\ud800"
+
+
+@pytest.mark.case("B32")
+def test_nothing_in_a_record_steers_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """As JSON, which stays the same record; as a remark, an error, a cell of a table: printable, and escaped."""
+    shown = render.to_json({HOSTILE: [HOSTILE, "\u00e9"]})
+    assert shown.isprintable()
+    assert "\u00e9" in shown
+    assert json.loads(shown) == {HOSTILE: [HOSTILE, "\u00e9"]}
+    context.say(HOSTILE)
+    context.print_error(HOSTILE)
+    context.stdout().print(context.table(None, ("x",), [(HOSTILE,)]))
+    captured = capsys.readouterr()
+    assert all(line.isprintable() for line in (captured.out + captured.err).split("\n"))
+    assert "a\\x1b[2J" in captured.out
+    assert context.printable("\u00e9\u4e2d") == "\u00e9\u4e2d"

@@ -141,6 +141,7 @@ def test_a_field_known_by_another_name_is_found_by_its_alias() -> None:
         (record(("a", "int"), ("c", {"type": "array", "items": "string"})), "type mismatch"),
     ],
 )
+@pytest.mark.case("B9")
 def test_a_writer_that_does_not_fit_is_a_mismatch_of_its_records(reader: str, why: str) -> None:
     """Each of its records is refused, with the schemas' difference as the message."""
     writer = record(("a", "int"), ("c", {"type": "array", "items": "int"}))
@@ -260,6 +261,7 @@ FAULTS: list[tuple[bytes | None, Reason, str]] = [
 
 @pytest.mark.parametrize("at", [0, 37, 99])
 @pytest.mark.parametrize(("broken", "reason", "message"), FAULTS)
+@pytest.mark.case("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B17")
 def test_one_bad_record_is_one_reject(broken: bytes | None, reason: Reason, message: str, at: int) -> None:
     """Wherever it is, it is refused with its reason and a message, and its 99 neighbours are decoded."""
     values: list[bytes | None] = [value(i) for i in range(100)]
@@ -388,6 +390,7 @@ HOSTILE: list[tuple[Any, bytes]] = [
 
 
 @pytest.mark.parametrize(("kind", "body"), HOSTILE)
+@pytest.mark.case("B10", "B11", "B12", "B13", "B14", "B15", "B16")
 def test_hostile_bytes_cost_one_reject_and_little_else(kind: Any, body: bytes) -> None:
     """Numbers in the bytes never decide how much is allocated or how often a loop runs; neighbours are decoded."""
     schema = record(("f", kind), ("end", "int", 0))

@@ -54,6 +54,7 @@ def record(*fields: Any, **attributes: Any) -> str:
         ("[" * 5000 + "]" * 5000, "deep"),
     ],
 )
+@pytest.mark.case("D2")
 def test_what_is_no_schema_is_refused_in_one_line(text: str, why: str) -> None:
     """parse raises SchemaError, one line that says what is wrong, also for defaults that fit no value."""
     with pytest.raises(SchemaError, match=r"not a valid Avro schema: ") as caught:

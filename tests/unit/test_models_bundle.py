@@ -148,6 +148,7 @@ def test_reading_needs_no_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [MANIFEST, WEIGHTS])
+@pytest.mark.case("D3")
 def test_any_changed_byte_is_noticed(tmp_path: Path, name: str) -> None:
     """One bit turned over anywhere in either file."""
     folder = tmp_path / "b"
@@ -163,6 +164,7 @@ def test_any_changed_byte_is_noticed(tmp_path: Path, name: str) -> None:
     assert bundles.read(folder) == make(clock=lambda: datetime.fromisoformat(bundles.read(folder).manifest.created_at))
 
 
+@pytest.mark.case("D3")
 def test_edited_manifests_are_refused(tmp_path: Path) -> None:
     """A careless edit by its digest; a careful one, digest and all, by what it then says."""
     made = make()
@@ -200,6 +202,7 @@ def test_edited_manifests_are_refused(tmp_path: Path) -> None:
         assert expected in refused(rewrite(made, change, tmp_path / name)), name
 
 
+@pytest.mark.case("D3")
 def test_unfit_parts_are_refused_when_packed() -> None:
     """What `read` would refuse is not written: NaN in a baseline, a pickle for weights."""
     nan = SignalBaseline("x", 1, float("nan"), 0.0, 0.0, 0.0, (), (), 0.0, 1.0)
@@ -218,6 +221,7 @@ def test_unfit_parts_are_refused_when_packed() -> None:
 # --------------------------------------------------------------------------- hostile folders and archives
 
 
+@pytest.mark.case("D3")
 def test_a_folder_holds_two_plain_files(tmp_path: Path) -> None:
     """Missing, further, linked, special files are refused, each by its name."""
     folder = tmp_path / "b"
@@ -240,6 +244,7 @@ def test_a_folder_holds_two_plain_files(tmp_path: Path) -> None:
     assert f"no {MANIFEST}" in refused(_empty(tmp_path / "empty"))
 
 
+@pytest.mark.case("D3")
 def test_other_files_are_no_bundles(tmp_path: Path) -> None:
     """A pickle, a torch.export file, any other suffix: refused before it is opened, saying what to do."""
     for name in ("model.pt", "model.pt2", "model.pkl"):
@@ -270,6 +275,7 @@ def _special(name: str, kind: bytes, target: str = "/etc/passwd") -> tarfile.Tar
     return info
 
 
+@pytest.mark.case("D3")
 def test_tar_entries_lead_nowhere_else(tmp_path: Path) -> None:
     """Paths out of the archive, links, devices, doubles; names behind `./` are plain names."""
     made = make()
@@ -293,6 +299,7 @@ def test_tar_entries_lead_nowhere_else(tmp_path: Path) -> None:
     assert bundles.read(_tar(tmp_path / "dotted.tar", *dotted)) == made
 
 
+@pytest.mark.case("D3")
 def test_zip_entries_lead_nowhere_else(tmp_path: Path) -> None:
     """As for tar; an encrypted entry too."""
     made = make()
@@ -320,6 +327,7 @@ def test_zip_entries_lead_nowhere_else(tmp_path: Path) -> None:
     assert "is encrypted" in refused(tmp_path / "secret.zip")
 
 
+@pytest.mark.case("D3")
 def test_archives_cost_no_more_than_a_bundle_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes that are claimed or unpacked beyond the limits, endless headers, masses of entries: refused early."""
     mebibyte = 1 << 20
@@ -361,6 +369,7 @@ def test_archives_cost_no_more_than_a_bundle_may(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("form", FORMS[1:])
+@pytest.mark.case("D3")
 def test_damaged_archives_are_one_line(tmp_path: Path, form: str) -> None:
     """Cut short or spoilt anywhere, an archive is refused or (in its padding) whole; never another error."""
     path = tmp_path / form
@@ -380,6 +389,7 @@ def test_damaged_archives_are_one_line(tmp_path: Path, form: str) -> None:
     assert all(message.startswith(f"{path}: ") and len(message.splitlines()) == 1 for message in messages)
 
 
+@pytest.mark.case("D3")
 def test_deep_json_is_one_line(tmp_path: Path) -> None:
     """A manifest nested beyond reason, or no object at all."""
     folder = tmp_path / "b"

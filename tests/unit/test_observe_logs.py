@@ -45,6 +45,7 @@ HOSTILE = 'a\nb\r\x1b[31mred\u2028\x00\x9b"'
 
 @pytest.mark.parametrize("format_", ["json", "console"])
 @pytest.mark.parametrize("where", ["event", "value", "nested", "stdlib", "exception"])
+@pytest.mark.case("B32")
 def test_nothing_that_is_logged_can_break_its_line(format_: str, where: str) -> None:
     """Newlines and terminal escapes in text from outside stay inside one printable line."""
     stream = io.StringIO()

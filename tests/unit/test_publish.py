@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 
 from pipeline import codec
 from pipeline.records import FeatureContract, ModelIdentity, OutputContract, Reason, Reject, Stage
+from pipeline.scoring.fields import NO_TIME_MS
 from pipeline.scoring.publish import (
     HEADER_TEXT_MAX,
+    LEFT_OUT_HEADER,
     PredictionColumns,
     Publisher,
     attempt_of,
     dead_letter_headers,
     prediction_labels,
+    record_bytes,
 )
 from pipeline.testing import ManualClock, RecordingSink, Sent
 
@@ -45,11 +48,11 @@ def test_the_label_is_the_likeliest_class() -> None:
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_columns_fit_the_prediction_schema(width: int) -> None:
-    """What is built encodes as it is, and comes back as what was given; -1 is a null time, no classes a null label."""
+    """What is built encodes as it is, and comes back as what was given; NO_TIME_MS is null, no classes a null label."""
     model = contract("regression", width, ())
     outputs = floats(*[[float(i)] * width for i in range(3)])
     columns = PredictionColumns(model, IDENTITY, ManualClock(12.5)).build(
-        ["a", "b", "ü"], np.array([5, -1, 7]), outputs, None, np.array([0, 1, 2]), np.array([9, 8, 2**40])
+        ["a", "b", "ü"], np.array([5, NO_TIME_MS, 7]), outputs, None, np.array([0, 1, 2]), np.array([9, 8, 2**40])
     )
     assert isinstance(columns, pa.RecordBatch)
     assert columns["produced_at"].cast(pa.int64()).to_pylist() == [12_500] * 3
@@ -149,3 +152,64 @@ def test_a_dead_letter_again_has_our_headers_once(made: tuple[RecordingSink, Pub
     assert len(names) == len(set(names))
     found = dict(letter.headers or ())
     assert (found["mine"], found["pipeline.attempt"], found["__connect.errors.topic"]) == (None, b"1", b"t")
+
+
+LARGE = 2_000
+
+
+@pytest.fixture
+def limited() -> tuple[RecordingSink, Publisher]:
+    """Topics that take records of LARGE bytes."""
+    sink = RecordingSink()
+    return sink, Publisher(
+        sink,
+        predictions_topic="p",
+        dead_letters_topic="d",
+        summaries_topic="s",
+        prediction_encoder=Encoder(),
+        encode_summary=lambda _: b"",
+        clock=ManualClock(),
+        record_bytes_max={"p": LARGE, "d": LARGE},
+    )
+
+
+@pytest.mark.case("B21")
+def test_a_prediction_that_its_topic_does_not_take_is_named(limited: tuple[RecordingSink, Publisher]) -> None:
+    """By key, by value, by both together; many small ones that are more than the limit all go."""
+    _, publisher = limited
+    assert publisher.oversized([], []) == {}
+    assert publisher.oversized([b"k" * 100] * 100, [b"v"] * 100) == {}
+    keys = [b"k", None, b"k" * LARGE, b"k" * 950]
+    found = publisher.oversized(keys, [b"v" * 1_880, b"v" * LARGE, b"v", b"v" * 950])
+    assert sorted(found) == [1, 2, 3]
+    assert "p takes 2,000 (max.message.bytes)" in found[1]
+
+
+@pytest.mark.case("B21")
+@pytest.mark.parametrize(
+    ("key", "value", "header", "left_out"),
+    [
+        (b"k", b"v", b"h", None),
+        (b"k", b"v", b"h" * LARGE, b"headers"),
+        (b"k", b"v" * LARGE, b"h", b"headers, value"),
+        (b"k", b"v" * LARGE, b"h" * LARGE, b"headers, value"),
+        (b"k" * LARGE, b"v", b"h", b"headers, value, key"),
+        (b"k" * LARGE, None, b"h", b"headers, value, key"),
+    ],
+)
+def test_a_dead_letter_is_cut_until_its_topic_takes_it(
+    limited: tuple[RecordingSink, Publisher], key: bytes, value: bytes | None, header: bytes, left_out: bytes | None
+) -> None:
+    """It says what it lacks, and it never is too large."""
+    sink, publisher = limited
+    reject = Reject(0, Stage.DECODE, Reason.WRONG_MAGIC, "x" * 5_000)
+    publisher.dead_letter(reject, ("t", 1, 2), key, value, [("mine", header)])
+    (letter,) = sink.sent
+    headers = dict(letter.headers or ())
+    assert headers.get(LEFT_OUT_HEADER) == left_out
+    gone = (left_out or b"").decode().split(", ")
+    assert headers.get("mine") == (None if "headers" in gone else header)
+    assert letter.value == (None if "value" in gone else value)
+    assert letter.key == (None if "key" in gone else key)
+    assert record_bytes(letter.key, letter.value, letter.headers) <= LARGE
+    assert headers["__connect.errors.offset"] == b"2"
