@@ -1,9 +1,9 @@
-"""A broker behind a proxy, and one transactional producer on it whose requests can be held, for the network's faults."""
+"""A broker behind a proxy, and a transactional producer on it whose requests can be held: for faults of the network."""
 
 import struct
 from dataclasses import dataclass
 
-from confluent_kafka import Consumer
+from confluent_kafka import OFFSET_INVALID, Consumer
 from confluent_kafka import TopicPartition as _TopicPartition
 
 from benchmarks import clients
@@ -11,13 +11,31 @@ from pipeline.bus.clients import ClientOptions
 from pipeline.bus.embedded import EmbeddedKafka
 from pipeline.bus.transactions import TransactionalProducer
 from pipeline.records import TopicPartition
-from pipeline.testing import Frame, Proxy
+from pipeline.testing import Api, Frame, Proxy
 from tests.pipelines import held_up
 
 #: Where Kafka's answers have their error code: correlation id i32, throttle time i32, error i16.
 _ERROR_AT = 8
 #: INVALID_PRODUCER_EPOCH, PRODUCER_FENCED.
 FENCED = (47, 90)
+#: What a group's offset is before its first commit.
+NOTHING = OFFSET_INVALID
+#: What goes to the coordinator of a group, but for finding it.
+OF_THE_GROUP = (
+    Api.OFFSET_COMMIT,
+    Api.OFFSET_FETCH,
+    Api.JOIN_GROUP,
+    Api.HEARTBEAT,
+    Api.LEAVE_GROUP,
+    Api.SYNC_GROUP,
+    Api.TXN_OFFSET_COMMIT,
+)
+
+
+def asks_for_a_group(find_coordinator: Frame) -> bool:
+    """Whether the coordinator of a group is asked for, not of a transaction: the last byte of versions 1 and 2."""
+    assert find_coordinator.version in (1, 2)
+    return find_coordinator.payload[-1] == 0
 
 
 @dataclass(frozen=True)
@@ -35,6 +53,11 @@ class Network:
         """Every committed value of a topic of one partition, in order; a transaction left open is not waited for."""
         messages = clients.read_all(self.servers, topic, "verify", 30.0)
         return [m.value() for chunk in messages for m in chunk]
+
+    def members(self, group: str) -> int:
+        """Members that the broker counts in `group`."""
+        admin = clients.make_admin(self.servers)
+        return len(admin.describe_consumer_groups([group])[group].result(30.0).members)
 
     def error_of(self, answer: Frame) -> int:
         """Error code of an answer of InitProducerId, AddOffsetsToTxn, EndTxn."""
@@ -66,7 +89,7 @@ class Writer:
         self.producer.commit({TopicPartition(f"{self.name}.in", 0): offset}, group)
 
     def committed(self) -> int:
-        """The offset that the group has; -1001 before the first."""
+        """The offset that the group has; NOTHING before the first."""
         reader = Consumer({"bootstrap.servers": self.network.servers, "group.id": f"{self.name}.group"})
         try:
             return int(reader.committed([_TopicPartition(f"{self.name}.in", 0)], 15.0)[0].offset)
