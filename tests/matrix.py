@@ -59,6 +59,7 @@ CASES: dict[str, tuple[str, str]] = {
     "F39": ("two of three nodes down, then back", "waits, goes on by itself"),
     "F40": ("input of garbage beyond the limit", "the worker stops with exit code 3"),
     "F41": ("commit path with crash, rebalance, delay in virtual time, thousands of seeds", "exactly once"),
+    "F42": ("leaders and coordinators moved, by a stop in order and by election", "goes on"),
     "P1": ("a burst of 100 times the usual rate", "lag, no growth of memory, no eviction"),
     "P2": ("a long backlog at start-up", "lag, no growth of memory"),
     "P3": ("a slow broker", "lag, no growth of memory, no eviction"),
