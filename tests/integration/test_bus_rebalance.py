@@ -67,8 +67,8 @@ def test_partitions_that_went_while_paused_are_read_when_they_come_back(job: dic
     """librdkafka remembers a pause beyond the assignment: a partition revoked while paused must be resumed."""
     count = 3000
     produce(job["servers"], job["source"], count)
-    full = {"how": "slow", "hold_s": 8.0, "hold_batches": 1, "poll_records": 100, "in_flight_max": 200}
-    with app(**job, **full, drain_deadline_s=20, consumer={"heartbeat.interval.ms": "500"}) as first:
+    full = {"how": "slow", "hold_s": 15.0, "hold_batches": 1, "poll_records": 100, "in_flight_max": 200}
+    with app(**job, **full, drain_deadline_s=30, consumer={"heartbeat.interval.ms": "500"}) as first:
         first.wait_for(lambda: "partitions paused" in first.errors)
         with app(**job) as other:
             other.wait_ready()
