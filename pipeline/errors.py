@@ -15,7 +15,7 @@
     ├── DrainTimeoutError      shutdown deadline passed with work in flight     exit 8
     ├── EmbeddedBrokerError    the embedded Kafka cannot be fetched or started  exit 9
     ├── ExhaustedError         memory, open files, threads or disk ran out      exit 10
-    ├── CorruptInputError      a batch is damaged on the broker                 exit 11
+    ├── CorruptInputError      a batch of input arrived damaged                 exit 11
     └── InternalError          what nobody thought of: a bug                    exit 70
 
 A record that cannot be used is *not* an error: it is a value (`records.Reject`)
@@ -121,9 +121,10 @@ class ExhaustedError(PipelineError):
 
 
 class CorruptInputError(PipelineError):
-    """A batch of input records has a wrong checksum each time it is fetched: it is damaged where it is stored."""
+    """A batch of input records arrived with a wrong checksum: spoilt on its way, or where it is stored."""
 
     exit_code = 11
+    restart_mends = True
 
 
 class InternalError(PipelineError):

@@ -1,17 +1,20 @@
 """What the client says of one message, where its own words end a process or repeat for ever."""
 
-from collections import Counter
+import time
 from collections.abc import Iterable
 from operator import methodcaller
 
-from confluent_kafka import KafkaError, Message
+import structlog
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from pipeline.errors import CorruptInputError
 from pipeline.records import Headers
 
-#: Deliveries of one damaged batch before it counts as damaged where it is stored: librdkafka fetches it again at
-#: once, and what a network spoils once it does not spoil three times at the same place.
-CORRUPT_TRIES = 3
+log = structlog.get_logger(__name__)
+
+#: What was good before a damaged batch is scored and committed meanwhile: ten commits by default. Whoever then sets the
+#: group's offset behind the batch gives up no more than the batch; a start that was too short goes on at the next.
+DAMAGE_GRACE_S = 5.0
 _DAMAGED = frozenset({KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION})  # noqa: SLF001 (have no public names)
 
 
@@ -37,22 +40,44 @@ def headers_of(messages: Iterable[Message]) -> list[Headers]:
             return found
 
 
-class Corruption:
-    """Counts batches whose checksum (CRC-32C) is wrong: librdkafka delivers none of their records, and tries again."""
+def damage_of(message: Message) -> CorruptInputError | None:
+    """What to say of the error message of a batch whose checksum (CRC-32C) is wrong; None for any other."""
+    error: KafkaError = message.error()
+    if error.code() not in _DAMAGED:
+        return None
+    return CorruptInputError(
+        f"{message.topic()}[{message.partition()}]@{message.offset()}: a batch of records is damaged ({error.str()}); "
+        "nothing of it was scored or committed. If it is again after a restart, it is so on the broker's disk: let "
+        "another replica lead; or give it up: stop the workers and set their group's offset behind it"
+    )
+
+
+class Damage:
+    """Partitions whose next batch is damaged: nothing more is fetched of them, and soon the consumer stops.
+
+    librdkafka 2.16 must not go on by itself: it does so in the middle of the batch, takes what is there for the head of
+    the next one, and may jump to whatever offset it reads there.
+    """
 
     def __init__(self) -> None:
-        self._seen: Counter[tuple[str, int, int]] = Counter()
+        self._held: set[tuple[str, int]] = set()
+        self._first: CorruptInputError | None = None
+        self._stop_at = 0.0
 
-    def check(self, message: Message) -> None:
-        """Raises CorruptInputError for the error message of a batch that was damaged CORRUPT_TRIES times."""
-        error: KafkaError = message.error()
-        if error.code() not in _DAMAGED:
-            return
-        topic, partition, offset = place = (message.topic(), message.partition(), message.offset())
-        self._seen[place] += 1
-        if self._seen[place] >= CORRUPT_TRIES:
-            raise CorruptInputError(
-                f"{topic}[{partition}]@{offset}: a batch of records is damaged on the broker ({error.str()}); nothing "
-                "of it was scored or committed. Let another replica lead, or give it up: stop the workers and set "
-                "their group's offset behind it"
-            )
+    def holds(self, consumer: Consumer, message: Message) -> bool:
+        """Whether an error message is of such a partition, which now waits in front of its damaged batch."""
+        place = (message.topic(), message.partition())
+        if error := damage_of(message):
+            log.error("damaged batch", topic=place[0], partition=place[1], offset=message.offset())
+            there = TopicPartition(*place, message.offset())
+            consumer.seek(there)  # what was fetched behind it is thrown away
+            consumer.pause([there])
+            self._held.add(place)
+            if self._first is None:
+                self._first, self._stop_at = error, time.monotonic() + DAMAGE_GRACE_S
+        return place in self._held
+
+    def check(self) -> None:
+        """Raises CorruptInputError once what was fetched before the damaged batch had time to be committed."""
+        if self._first is not None and time.monotonic() >= self._stop_at:
+            raise self._first

@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as _TopicPartition
 
 from pipeline.bus.clients import ErrorLog, make_consumer
-from pipeline.bus.messages import Corruption, headers_of
+from pipeline.bus.messages import Damage, headers_of
 from pipeline.bus.sizes import size_bytes
 from pipeline.errors import FencedError, SettingsError
 from pipeline.records import RecordBatch, TopicPartition
@@ -112,7 +112,7 @@ class Poller(threading.Thread):
         self._in_flight_max = in_flight_max
         self._in_flight_max_bytes = in_flight_max_bytes
         self._paused = False
-        self._corruption = Corruption()
+        self._damage = Damage()
         #: How long a rebalance may hold up polling while the owner drains.
         self.drain_deadline_s = 25.0
 
@@ -147,6 +147,7 @@ class Poller(threading.Thread):
             while not self._stopping.is_set():
                 self._serve()
                 self._mind_room()
+                self._damage.check()
                 messages = self._fetch()
                 if messages:
                     batches, ends = self._sorted(messages)
@@ -227,7 +228,7 @@ class Poller(threading.Thread):
                 groups.setdefault((message.topic(), message.partition()), []).append(message)
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (has no public name)
                 ends[TopicPartition(message.topic(), message.partition())] = message.offset()
-            else:
+            elif not self._damage.holds(self._consumer, message):
                 self._consumer_error(message)
         batches = []
         for (topic, partition), group in groups.items():
@@ -257,7 +258,6 @@ class Poller(threading.Thread):
             raise KafkaException(error)
         if error.code() in _HOPELESS:
             raise SettingsError(f"kafka.consumer_options: the broker refuses this consumer: {error.str()}")
-        self._corruption.check(message)
         # Retried by librdkafka; error_cb has logged broker absence once.
         log.warning("consumer error", kind=error.name().lstrip("_").lower(), error=error.str())
 
