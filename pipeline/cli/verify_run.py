@@ -30,7 +30,7 @@ ASK_EVERY_S = 0.5
 #: A pipeline that has work and commits nothing for so long is given up: twice the default transaction timeout.
 STANDSTILL_S = 120.0
 #: Events that go well before the first fault, between faults and after the last one.
-CALM_S = 2.0
+CALM_S = 1.0
 
 
 @dataclass
