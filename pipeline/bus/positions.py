@@ -108,9 +108,15 @@ class Positions(base.Consumer):
     # -- asking -------------------------------------------------------------------------
 
     async def committed_offsets(self) -> dict[TP, int]:
-        """Offsets the broker has for the assigned partitions; those without one are left out."""
+        """Offsets the broker has for the assigned partitions; those without one are left out.
+
+        Raises UnreachableError while one is not decided: another's transaction that commits it is open still.
+        """
         tps = [_TopicPartition(tp.topic, tp.partition) for tp in self._assigned]
         answer = await self._answer(lambda c: c.committed(tps, timeout=REQUEST_TIMEOUT_S))
+        if refused := [tp for tp in answer if tp.error is not None]:
+            tp = refused[0]
+            raise UnreachableError(f"kafka: offset of {tp.topic}[{tp.partition}] cannot be read: {tp.error.str()}")
         return {TP(tp.topic, tp.partition): tp.offset for tp in answer if tp.offset >= 0}
 
     async def position(self, tp: TP) -> int | None:

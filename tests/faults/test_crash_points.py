@@ -1,14 +1,9 @@
 """SIGKILL at every step of the commit path, on real processes: what came out is counted, and where it was repeated."""
 
-import json
 import signal
 import time
-from collections import defaultdict
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-import pyruhvro
 import pytest
 
 from benchmarks import clients, job, ours
@@ -17,6 +12,7 @@ from pipeline.bus.clients import ClientOptions, make_admin
 from pipeline.records import TopicPartition
 from tests.faults import crashing
 from tests.faults.conftest import Judge, Make
+from tests.faults.observing import SESSION, predictions
 from tests.pipelines import PATIENCE_S, Pipeline, Process, eventually
 
 pytestmark = pytest.mark.timeout(480)
@@ -28,7 +24,7 @@ SETTINGS = {"delivery.commit_interval_ms": 200, "scoring.step_max": 2_000}
 #: A member that is known by name takes its partitions back at once; others wait for the dead one's session to end.
 STATIC = {"kafka.consumer_options": {"group.instance.id": "the-one", "session.timeout.ms": "30000"}}
 DYNAMIC = {
-    "kafka.consumer_options": {"session.timeout.ms": "6000"},
+    "kafka.consumer_options": SESSION,
     # What a dead worker left open holds readers up for so long, if nobody starts it again.
     "delivery.transaction_timeout_ms": 10_000,
 }
@@ -112,20 +108,6 @@ class Crashes:
         inputs = [TopicPartition(pipeline.job.input_topic, p) for p in range(pipeline.partitions)]
         self.committed.append([done.get(tp, 0) for tp in inputs])
         self.ends.append(now)
-
-
-def predictions(pipeline: Pipeline) -> dict[int, npt.NDArray[np.int64]]:
-    """Partition -> offsets of the events of its predictions, in order; an event's prediction is in its partition."""
-    schema = json.dumps(json.loads(ours.prediction_schema()))
-    found: dict[int, list[int]] = defaultdict(list)
-    servers, topic = pipeline.bootstrap_servers, pipeline.job.output_topic
-    for messages in clients.read_all(servers, topic, f"{pipeline.name}.replays", PATIENCE_S):
-        if messages:
-            columns = pyruhvro.deserialize_array([m.value()[job.HEADER_BYTES :] for m in messages], schema)
-            for message, offset in zip(messages, columns.column("offset").to_pylist(), strict=True):
-                assert message.offset() == len(found[message.partition()])
-                found[message.partition()].append(offset)
-    return {partition: np.array(offsets) for partition, offsets in found.items()}
 
 
 @pytest.mark.case("F1", "F2", "F3", "F4", "F35")

@@ -1,18 +1,14 @@
 """Workers killed at random under load, and workers that come and go every second: every event is counted."""
 
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Consumer
 
-from benchmarks import job, ours
-from pipeline.bus.clients import ClientOptions
+from benchmarks import job
 from tests.faults.conftest import Judge, Make
-from tests.pipelines import Pipeline
+from tests.faults.observing import SESSION, passers_by
 from tests.soak.supervisor import FAULTS, Plan, Soak
 from tests.soak.verdict import judge as judge_soak
 
@@ -20,9 +16,6 @@ pytestmark = pytest.mark.timeout(480)
 
 EVENTS = 400_000
 STORM_S = 16.0
-#: A visit takes two rebalances, about a second: partitions are taken from somebody first, then given.
-VISIT_MAX_S = 10.0
-SESSION = {"session.timeout.ms": "6000"}
 
 
 @pytest.mark.case("F36")
@@ -35,32 +28,6 @@ def test_fifteen_kills_at_random_moments(tmp_path: Path, counted: Callable[..., 
     assert found["passed"], found["faults"]
     assert found["kills"] == 15
     assert found["predicted"] == found["events"] > 0
-
-
-@contextmanager
-def passers_by(pipeline: Pipeline) -> Iterator[list[int]]:
-    """One after the other joins the workers' group, gets partitions, does nothing and leaves; how many each got."""
-    visits: list[int] = []
-    ended = threading.Event()
-
-    def visit() -> None:
-        options = ClientOptions(pipeline.bootstrap_servers, consumer=SESSION).for_consumer(ours.group(pipeline.name))
-        while not ended.is_set():
-            visitor = Consumer(options)
-            visitor.subscribe([pipeline.job.input_topic])
-            give_up = time.monotonic() + VISIT_MAX_S
-            while not (got := len(visitor.assignment())) and time.monotonic() < give_up and not ended.is_set():
-                visitor.consume(1, 0.1)
-            visitor.close()
-            visits.append(got)
-
-    thread = threading.Thread(target=visit)
-    thread.start()
-    try:
-        yield visits
-    finally:
-        ended.set()
-        thread.join()
 
 
 @pytest.mark.case("F9", "F10")
