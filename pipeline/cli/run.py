@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from typing import Annotated
 
@@ -73,14 +74,19 @@ def _run_here(settings: Settings, role: RoleName, slot: int) -> None:
     structlog.contextvars.bind_contextvars(role=f"{role.value}-{slot}")
     from pipeline.cli.role import run_role  # noqa: PLC0415 (faust and torch: 2 s that `--help` need not wait for)
 
-    fault = asyncio.run(run_role(settings, role.value, slot))
-    if fault is not None:
-        _leave_if_stuck(fault)
-        raise fault
+    with asyncio.Runner() as runner:
+        executor = ThreadPoolExecutor(thread_name_prefix="asyncio")
+        runner.get_loop().set_default_executor(executor)
+        fault = runner.run(run_role(settings, role.value, slot))
+        # Its idle threads end. The runner's own end waits for the busy ones too, for as long as they take.
+        executor.shutdown(wait=False)
+        if fault is not None:
+            _leave_if_stuck(fault)
+            raise fault
 
 
 def _leave_if_stuck(fault: PipelineError) -> None:
-    """Exit here and now if a thread, held by a model that never returns, would hold up the interpreter's end."""
+    """Exit here and now if a thread would hold up the end: in a model, or a commit while no broker answers."""
     others = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
     give_up = time.monotonic() + STUCK_AFTER_S
     for thread in others:
