@@ -274,7 +274,7 @@ def test_a_stop_keeps_its_deadline_while_no_node_answers(attacked: Attacked, jud
         for line in attacked.lines.values():
             line.worker.signal(signal.SIGTERM)
         for line in attacked.lines.values():
-            assert line.worker.wait(DEADLINE_S + 20) == 8, line.worker.log()[-4000:]
+            assert line.worker.wait(DEADLINE_S + 15) == 8, line.worker.log()[-4000:]
             line.pipeline.processes.remove(line.worker)
         attacked.cluster.start()
         for line in attacked.lines.values():
