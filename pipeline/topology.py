@@ -109,6 +109,7 @@ def _make_app(role: Role, on_commit: Callable[[str], None] = lambda _outcome: No
         on_commit=committed,
         on_commit_seconds=lambda seconds: metrics.stage("commit", seconds),
         on_in_flight=metrics.in_flight,
+        on_missed=metrics.missed,
         on_broker_error=metrics.broker_error,
         on_statistics=_lag_reporter(role),
     )

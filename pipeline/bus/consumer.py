@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import Future as ThreadFuture
+from functools import partial
 from typing import Any
 
 import structlog
@@ -13,8 +14,9 @@ from faust.types import TP, ConsumerMessage, Message
 from mode.utils.futures import notify
 
 from pipeline.bus.acks import Acked, NoIndex
-from pipeline.bus.clients import ErrorLog
+from pipeline.bus.clients import ErrorLog, make_admin
 from pipeline.bus.commits import Commits
+from pipeline.bus.identities import Identities
 from pipeline.bus.ledger import BatchOffset
 from pipeline.bus.poller import Poller, PollerStoppedError
 from pipeline.errors import PipelineError
@@ -60,6 +62,8 @@ class Consumer(Commits):
             poll_records=transport.poll_records,
             in_flight_max=transport.in_flight_max,
             in_flight_max_bytes=transport.in_flight_max_bytes,
+            identities=Identities(partial(make_admin, transport.options, ErrorLog("admin", quiet=True))),
+            on_missed=hooks.on_missed,
         )
         self._poller.drain_deadline_s = transport.drain_deadline_s
         self._poller.start()

@@ -17,7 +17,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as _TopicPartition
 
 from pipeline.bus.clients import ErrorLog, make_consumer
+from pipeline.bus.identities import Identities
 from pipeline.bus.messages import Damage, headers_of
+from pipeline.bus.resets import Resets
 from pipeline.bus.sizes import size_bytes
 from pipeline.errors import FencedError, SettingsError
 from pipeline.records import RecordBatch, TopicPartition
@@ -93,9 +95,14 @@ class Poller(threading.Thread):
         poll_records: int,
         in_flight_max: int,
         in_flight_max_bytes: int,
+        identities: Identities,
+        on_missed: Callable[[str, int], None],
     ) -> None:
+        """on_missed: gets a topic, and how many of its offsets were deleted before they were read."""
         super().__init__(name="kafka-poller", daemon=True)
-        self._consumer: Consumer = make_consumer(options, errors)
+        self._resets = Resets(options, on_missed)
+        self._identities = identities
+        self._consumer: Consumer = make_consumer(self._resets.ask_us(options), errors)
         self._owner = owner
         self._errors = errors
         self._poll_records = poll_records
@@ -130,9 +137,12 @@ class Poller(threading.Thread):
 
     def subscribe(self, topics: list[str]) -> "Future[None]":
         """(Re)subscribe; the callbacks of this thread handle every later rebalance."""
-        return self.ask(
-            lambda c: c.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
-        )
+
+        def request(consumer: Consumer) -> None:
+            self._identities.forget()
+            consumer.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+
+        return self.ask(request)
 
     def stop(self) -> None:
         """End the loop; the consumer then leaves its group and closes. Join to wait for it."""
@@ -146,6 +156,7 @@ class Poller(threading.Thread):
         try:
             while not self._stopping.is_set():
                 self._serve()
+                self._identities.check()
                 self._mind_room()
                 self._damage.check()
                 messages = self._fetch()
@@ -258,17 +269,25 @@ class Poller(threading.Thread):
             raise KafkaException(error)
         if error.code() in _HOPELESS:
             raise SettingsError(f"kafka.consumer_options: the broker refuses this consumer: {error.str()}")
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
+            place = self._resets.answer(self._consumer, message)
+            if self._paused and place is not None:
+                self._consumer.pause([place])
+            return
         # Retried by librdkafka; error_cb has logged broker absence once.
         log.warning("consumer error", kind=error.name().lstrip("_").lower(), error=error.str())
 
     # -- rebalance callbacks, within consume() ------------------------------------------
 
     def _assigned(self, consumer: Consumer, partitions: list[_TopicPartition]) -> None:
+        if partitions:
+            self._resets.place(consumer, partitions)
         consumer.incremental_assign(partitions)
         if not partitions:  # a rebalance that changed nothing here
             return
         # librdkafka remembers a pause beyond the assignment: say either way.
         (consumer.pause if self._paused else consumer.resume)(partitions)
+        self._identities.watch(tp.topic for tp in partitions)
         self._owner.assigned(_named(partitions))
         self._wait_for_owner("assign", partitions)
 

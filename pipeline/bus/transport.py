@@ -40,6 +40,7 @@ class Hooks:
     on_commit: Callable[[str], None] = _ignore
     on_commit_seconds: Callable[[float], None] = _ignore
     on_in_flight: Callable[[int], None] = _ignore
+    on_missed: Callable[[str, int], None] = _ignore
     on_broker_error: Callable[[str], None] = _ignore
     on_statistics: Callable[[str], None] | None = None
     statistics_interval_ms: int = 2_000

@@ -193,6 +193,9 @@ class Metrics:
         self._commits = _Bounded(Counter("pipeline_commits", "Offset commits.", ["outcome"], registry=registry))
         self._rebalances = _Bounded(Counter("pipeline_rebalances", "Group rebalances.", ["kind"], registry=registry))
         self._in_flight = Gauge("pipeline_in_flight_records", "Records read and not yet committed.", registry=registry)
+        self._missed = _Bounded(
+            Counter("pipeline_missed_offsets", "Offsets deleted before they were read.", ["topic"], registry=registry)
+        )
         self._broker_errors = _Bounded(
             Counter("pipeline_broker_errors", "Errors reported by the Kafka client.", ["kind"], registry=registry)
         )
@@ -267,6 +270,10 @@ class Metrics:
 
     def in_flight(self, n: int) -> None:
         self._in_flight.set(n)
+
+    def missed(self, topic: str, n: int) -> None:
+        """n offsets of `topic` were deleted before they were read."""
+        self._missed(topic).inc(n)
 
     def broker_error(self, kind: str) -> None:
         """kind: librdkafka's name of the error."""

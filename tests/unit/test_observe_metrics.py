@@ -29,6 +29,7 @@ NAMES = {
     "pipeline_drift_alarms_total": {"signal"},
     "pipeline_triggers_total": {"severity"},
     "pipeline_monitor_events_total": set(),
+    "pipeline_missed_offsets_total": {"topic"},
     "pipeline_broker_errors_total": {"kind"},
     "pipeline_ready": set(),
 }
@@ -69,6 +70,7 @@ def use_everything(metrics: Metrics, text: str = "x") -> None:
     metrics.trigger(text)
     metrics.monitor_events(9)
     metrics.broker_error(text)
+    metrics.missed(text, 1)
     metrics.ready(True)
 
 
