@@ -16,6 +16,7 @@ COLUMNS = (
     "events/s, median [range]",
     "to echo",
     "to hand-written",
+    "to pipeline",
     "CPU s per million",
     "peak RSS MiB",
     "whole process s",
@@ -87,9 +88,12 @@ class Summary:
     #: Median of the ratios within each round: neighbours in time, so that a busy minute hits both.
     to_limit: float | None = None
     to_hand: float | None = None
+    to_ours: float | None = None
 
 
-def summarise(measurements: Sequence[Measurement], limit: str = "echo", hand: str = "hand") -> list[Summary]:
+def summarise(
+    measurements: Sequence[Measurement], limit: str = "echo", hand: str = "hand", ours: str = "ours"
+) -> list[Summary]:
     """One summary a system, in the order of first appearance."""
     summaries = []
     for system in dict.fromkeys(m.system for m in measurements):
@@ -107,6 +111,7 @@ def summarise(measurements: Sequence[Measurement], limit: str = "echo", hand: st
                 uncommitted=max(m.uncommitted for m in good),
                 to_limit=_ratio(measurements, system, limit),
                 to_hand=_ratio(measurements, system, hand),
+                to_ours=_ratio(measurements, system, ours),
             )
         summaries.append(base)
     return summaries
@@ -126,7 +131,7 @@ def table(summaries: Sequence[Summary], labels: Mapping[str, str]) -> str:
     """The summaries as a Markdown table."""
     lines = [
         f"| {' | '.join(COLUMNS)} |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for s in summaries:
         outputs = s.verdict if s.failed == 0 else f"{s.failed} of {s.runs} runs failed; others: {s.verdict}"
@@ -138,6 +143,7 @@ def table(summaries: Sequence[Summary], labels: Mapping[str, str]) -> str:
             _rates(s.events_per_s),
             _times(s.to_limit),
             _times(s.to_hand),
+            _times(s.to_ours),
             f"{s.cpu_s_per_million.median:.1f}" if s.cpu_s_per_million else "-",
             f"{s.rss_mib.median:,.0f}" if s.rss_mib else "-",
             f"{s.wall_s.median:.1f}" if s.wall_s else "-",
