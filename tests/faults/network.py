@@ -3,7 +3,7 @@
 import struct
 from dataclasses import dataclass
 
-from confluent_kafka import OFFSET_INVALID, Consumer
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaException
 from confluent_kafka import TopicPartition as _TopicPartition
 
 from benchmarks import clients
@@ -54,10 +54,13 @@ class Network:
         messages = clients.read_all(self.servers, topic, "verify", 30.0)
         return [m.value() for chunk in messages for m in chunk]
 
-    def members(self, group: str) -> int:
-        """Members that the broker counts in `group`."""
+    def members(self, group: str) -> int | None:
+        """Members that the broker counts in `group`; None while it is too busy to say."""
         admin = clients.make_admin(self.servers)
-        return len(admin.describe_consumer_groups([group])[group].result(30.0).members)
+        try:
+            return len(admin.describe_consumer_groups([group])[group].result(30.0).members)
+        except KafkaException:
+            return None
 
     def error_of(self, answer: Frame) -> int:
         """Error code of an answer of InitProducerId, AddOffsetsToTxn, EndTxn."""

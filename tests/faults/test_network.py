@@ -302,7 +302,7 @@ def test_a_group_coordinator_cut_off_alone_costs_no_partial_commit(
 def test_a_slow_broker_makes_lag_and_nothing_else(network: Network, make: Make, judge: Judge) -> None:
     """200 MB of events through a line of 20 MB/s: the backlog stays on the broker, the worker in its group."""
     events, size_bytes = 2_000, 100_000
-    pipeline = make(network.servers, settings=EXACT)
+    pipeline = make(network.servers, settings={"delivery.mode": "exactly_once"})
     send_padded(pipeline, events, size_bytes)
     network.proxy.throttle(20e6)
     try:
