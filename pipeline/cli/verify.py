@@ -30,7 +30,7 @@ from pipeline.errors import BundleError, PipelineError, SettingsError
 from pipeline.models import bundle as bundles
 from pipeline.settings import Settings
 from pipeline.testing.counting import OutcomeCounter
-from pipeline.testing.faults import FAULTS, plan
+from pipeline.testing.faults import BROKER_START_S, FAULTS, plan
 from pipeline.testing.proxy import Proxy
 
 #: Enough for every fault to happen under load, little enough for any laptop; the load's Python makes 8,000/s.
@@ -216,7 +216,7 @@ def _start_broker(stack: ExitStack, folder: Path, proxy: Proxy | None) -> Embedd
             progress=status.update,
         )
         stack.callback(broker.kill)
-        broker.start()
+        broker.start(BROKER_START_S)
     if proxy is not None:
         proxy.upstream = broker.bootstrap_servers
     return broker

@@ -94,7 +94,7 @@ class _Broker:
     def stop(self) -> None:
         self._done.append("stop broker")
 
-    def start(self) -> None:
+    def start(self, timeout_s: float) -> None:
         self._done.append("start broker")
 
 
