@@ -6,7 +6,7 @@ below is jumped over without a word (measured: 100 of 1,000 records). Only the t
 
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 import structlog
@@ -19,6 +19,8 @@ log = structlog.get_logger(__name__)
 
 #: How late a new topic of the same name is noticed. One small request to one broker, and nobody waits for it.
 ASK_EVERY_S = 2.0
+#: An answer that is not there after this long belongs to an absent broker.
+CLOSE_S = 1.0
 #: A broker that has just started may not know a topic yet; longer than its start takes (2 s).
 GONE_AFTER_S = 15.0
 
@@ -59,6 +61,12 @@ class Identities:
             self._ask_at = self._clock() + ASK_EVERY_S
             self._admin = self._admin or self._make_admin()
             self._asked = self._admin.describe_topics(TopicCollection(sorted(self._watched)))
+
+    def close(self) -> None:
+        """Let the client go, in the thread that made it: an answer must not come into an interpreter that ends."""
+        if self._asked:
+            wait(self._asked.values(), CLOSE_S)
+        self._asked, self._admin = {}, None
 
     def _take(self, topic: str, answer: "Future[Any]") -> None:
         try:

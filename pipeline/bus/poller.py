@@ -318,6 +318,7 @@ class Poller(threading.Thread):
             self._do(request, future)
 
     def _close(self) -> None:
+        self._identities.close()
         try:
             self._consumer.close()
         except (KafkaException, RuntimeError) as error:

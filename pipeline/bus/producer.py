@@ -118,12 +118,25 @@ class BatchProducer:
         Raises DeliveryError or FencedError if one was refused, DrainTimeoutError after `timeout_s`.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while self._producer.flush(FLUSH_SLICE_S):
+        while self._unacknowledged(FLUSH_SLICE_S):
             self._check()
             if self._closed.is_set() or (deadline is not None and time.monotonic() >= deadline):
                 raise DrainTimeoutError(f"producer: {len(self._producer)} records not acknowledged before the deadline")
         self._check()
         self._errors.working()
+
+    def _unacknowledged(self, wait_s: float) -> int:
+        """Records that are not acknowledged after `wait_s`. Raises FencedError or DeliveryError after a fatal error.
+
+        confluent-kafka raises a fatal error where it is served, which a flush may be; as a SystemError, now and then.
+        """
+        try:
+            return int(self._producer.flush(wait_s))
+        except (KafkaException, SystemError) as error:
+            if isinstance(error, KafkaException) and error.args[0].fatal():
+                self._errors.fatal = self._errors.fatal or error.args[0]
+            self._check()
+            raise DeliveryError(f"producer: {error}") from error
 
     def close(self) -> None:
         """Give up on what is not acknowledged yet: a waiting `flush` ends with DrainTimeoutError."""

@@ -54,6 +54,9 @@ RETRY_PAUSE_S = 0.2
 #: One try of init_transactions; it is repeated for as long as the broker is away.
 INIT_TRY_S = 5.0
 
+#: Aborts in a row for a reason that no waiting mends, before the worker ends: a right may be given back, and a topic be
+#: made, while it tries. librdkafka takes 30 s (topic.metadata.propagation.max.ms) to be sure that a topic has gone.
+REFUSALS_MAX = 3
 #: A fatal error's reason is in the event queue by the time a call fails of it.
 FATAL_WAIT_S = 0.1
 
@@ -62,6 +65,19 @@ _FENCING = frozenset(
         KafkaError._FENCED,  # noqa: SLF001 (has no public name)
         KafkaError.PRODUCER_FENCED,
         KafkaError.INVALID_PRODUCER_EPOCH,
+    }
+)
+_LASTING = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 (has no public name)
+        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001 (has no public name)
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.INVALID_RECORD,
+        KafkaError.POLICY_VIOLATION,
     }
 )
 _FATAL = _FENCING | {KafkaError._FATAL}  # noqa: SLF001 (has no public name)
@@ -105,6 +121,9 @@ class TransactionalProducer(BatchProducer):
         self._ready = False
         self._began_at: float | None = None
         self._renew_because: str | None = None
+        #: Aborts since the last commit that no waiting mends, and why the next one would be.
+        self._refusals = 0
+        self._refused: DeliveryError | None = None
         self.aborted = False
 
     def take_over(self) -> None:
@@ -155,10 +174,11 @@ class TransactionalProducer(BatchProducer):
             positions = [_TopicPartition(*tp, offset, texts.get(tp, "")) for tp, offset in offsets.items()]
             send_offsets = self._producer.send_offsets_to_transaction
             late = self._call(lambda: _within(min(OFFSETS_S, self._timeout_s), send_offsets, positions, group))
-            self._producer.flush(self._timeout_s)
+            self._sending(lambda: self._unacknowledged(self._timeout_s))
             # -1: any other timeout would leave librdkafka and the broker of two minds (rdkafka.h).
             late = self._call(lambda: self._producer.commit_transaction(-1)) or late
             self._began_at = None
+            self._refusals = 0
             self._renew_because = "a request of the last commit may have been sent twice" if late else None
             self._check()
             self._errors.working()
@@ -181,7 +201,7 @@ class TransactionalProducer(BatchProducer):
                 self._renew(f"abort failed: {error.args[0].str()}")
             else:
                 self._renew_because = "the last transaction was aborted"
-            self._failure = None
+            self._failure = self._refused = None
             self._began_at = None
 
     # -- failures ---------------------------------------------------------------------------
@@ -196,7 +216,7 @@ class TransactionalProducer(BatchProducer):
         self._call(self._producer.begin_transaction)
         self._began_at = time.monotonic()
 
-    def _sending(self, send: Callable[[], None]) -> None:
+    def _sending(self, send: Callable[[], Any]) -> None:
         try:
             send()
         except (DeliveryError, FencedError) as error:
@@ -237,8 +257,13 @@ class TransactionalProducer(BatchProducer):
             cause = self._errors.fatal or cause
         # _STATE: nothing more can be sent in this transaction, as something in it has failed already.
         if cause.txn_requires_abort() or (self.open and cause.code() == KafkaError._STATE):  # noqa: SLF001
-            log.warning("transaction aborted, its inputs are read again", error=cause.str())
+            refused = self._refused or self._refusal(cause)
+            log.warning("transaction aborted, its inputs are read again", error=str(refused or cause.str()))
             self.abort()
+            if refused is not None:
+                self._refusals += 1
+                if self._refusals >= REFUSALS_MAX:
+                    raise refused
         elif cause.fatal() or cause.retriable() or cause.code() in _FATAL:
             self._refuse_twin(cause)
             self._renew(cause.str())
@@ -246,6 +271,10 @@ class TransactionalProducer(BatchProducer):
             return
         self.aborted = True
         raise TransactionAbortedError(f"transaction aborted: {cause.str()}")
+
+    def _refusal(self, cause: KafkaError) -> DeliveryError | None:
+        """What ends this producer if it comes REFUSALS_MAX times; None for what may pass by itself."""
+        return DeliveryError(f"transaction: {cause.str()}") if cause.code() in _LASTING else None
 
     def _refuse_twin(self, cause: KafkaError) -> None:
         """Raise FencedError if another instance raised the epoch, and not the broker because we were too slow."""
@@ -260,7 +289,7 @@ class TransactionalProducer(BatchProducer):
         """A new producer with the same transactional.id, in the place of this one."""
         log.warning("transactional producer replaced", reason=why)
         self._producer.purge(blocking=False)
-        self._errors.fatal = self._failure = self._began_at = self._renew_because = None
+        self._errors.fatal = self._failure = self._refused = self._began_at = self._renew_because = None
         self._producer = self._make()
         self._ready = False
         self._initialise()
@@ -275,16 +304,24 @@ class TransactionalProducer(BatchProducer):
                 if self._closed.is_set():
                     raise UnreachableError(f"transactions cannot begin: {cause.str()}") from error
                 if not cause.retriable():
-                    raise DeliveryError(f"transactions cannot begin: {cause.str()}") from error
+                    raise DeliveryError(self._cannot_begin(cause)) from error
                 log.info("transactions cannot begin yet", error=cause.str())
             else:
                 self._ready = True
+
+    def _cannot_begin(self, cause: KafkaError) -> str:
+        mend = ""
+        if cause.code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
+            mend = f"; allow this user Write and Describe on transactional id {self._options['transactional.id']}"
+        return f"transactions cannot begin: {cause.str()}{mend}"
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         """Purged records belong to an aborted transaction: nothing is wrong with them."""
         purged = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)  # noqa: SLF001 (have no public names)
         if error is not None and error.code() not in purged:
             super()._on_delivery(error, message)
+            if error.code() in _LASTING and isinstance(self._failure, DeliveryError):
+                self._refused = self._failure
 
 
 def _within(budget_s: float, call: Callable[..., Any], *args: Any) -> None:
