@@ -20,7 +20,10 @@ log = structlog.get_logger(__name__)
 #: How late a new topic of the same name is noticed. One small request to one broker, and nobody waits for it.
 ASK_EVERY_S = 2.0
 #: An answer that is not there after this long belongs to an absent broker.
-CLOSE_S = 1.0
+ANSWER_S = 1.0
+#: Then ask no sooner than this. While it waits for a broker whose port refuses, librdkafka 2.16 connects again and
+#: again without a pause (rd_kafka_broker_schedule_connection), with a whole core: two of three nodes down were enough.
+ASK_AGAIN_S = 10.0
 #: A broker that has just started may not know a topic yet; longer than its start takes (2 s).
 GONE_AFTER_S = 15.0
 
@@ -60,12 +63,13 @@ class Identities:
         if self._watched and self._clock() >= self._ask_at:
             self._ask_at = self._clock() + ASK_EVERY_S
             self._admin = self._admin or self._make_admin()
-            self._asked = self._admin.describe_topics(TopicCollection(sorted(self._watched)))
+            asked = TopicCollection(sorted(self._watched))
+            self._asked = self._admin.describe_topics(asked, request_timeout=ANSWER_S)
 
     def close(self) -> None:
         """Let the client go, in the thread that made it: an answer must not come into an interpreter that ends."""
         if self._asked:
-            wait(self._asked.values(), CLOSE_S)
+            wait(self._asked.values(), ANSWER_S)
         self._asked, self._admin = {}, None
 
     def _take(self, topic: str, answer: "Future[Any]") -> None:
@@ -74,6 +78,8 @@ class Identities:
         except KafkaException as error:
             if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 self._missing(topic)
+            else:
+                self._ask_at = self._clock() + ASK_AGAIN_S
             return
         self._missing_since.pop(topic, None)
         if self._known.setdefault(topic, found) != found:
