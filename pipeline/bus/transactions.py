@@ -45,6 +45,9 @@ ONCE_SENT_S = 0.45
 #: After this long send_offsets_to_transaction is taken to hang: it has no timeout of its own, and waits for ever for a
 #: coordinator that was taken off the list of brokers (librdkafka issue 5511). Two tries of SOCKET_TIMEOUT_MS.
 OFFSETS_S = 20.0
+#: The other calls keep to timeouts of their own. One that is over it by so much is left behind, too: in a soak on a
+#: starved machine a worker stood still in one of them for ten minutes, until it was ended.
+HANGING_S = 20.0
 #: A connection closed because it was idle wakes that call up, and it finds the new coordinator: once the old one was
 #: killed and forgotten, it returned within 7 s in three of three tries, and without this in none.
 IDLE_MS = 5_000
@@ -173,10 +176,10 @@ class TransactionalProducer(BatchProducer):
             texts = notes or {}
             positions = [_TopicPartition(*tp, offset, texts.get(tp, "")) for tp, offset in offsets.items()]
             send_offsets = self._producer.send_offsets_to_transaction
-            late = self._call(lambda: _within(min(OFFSETS_S, self._timeout_s), send_offsets, positions, group))
+            late = self._call(min(OFFSETS_S, self._timeout_s), send_offsets, positions, group)
             self._sending(lambda: self._unacknowledged(self._timeout_s))
             # -1: any other timeout would leave librdkafka and the broker of two minds (rdkafka.h).
-            late = self._call(lambda: self._producer.commit_transaction(-1)) or late
+            late = self._call(self._timeout_s + HANGING_S, self._producer.commit_transaction, -1) or late
             self._began_at = None
             self._refusals = 0
             self._renew_because = "a request of the last commit may have been sent twice" if late else None
@@ -195,7 +198,7 @@ class TransactionalProducer(BatchProducer):
             if self._began_at is None:
                 return
             try:
-                self._producer.abort_transaction(self._timeout_s)
+                _within(self._timeout_s + HANGING_S, self._producer.abort_transaction, self._timeout_s)
             except KafkaException as error:
                 self._refuse_twin(error.args[0])
                 self._renew(f"abort failed: {error.args[0].str()}")
@@ -213,7 +216,7 @@ class TransactionalProducer(BatchProducer):
             self._renew(self._renew_because)
         if not self._ready:
             self._initialise()
-        self._call(self._producer.begin_transaction)
+        self._call(HANGING_S, self._producer.begin_transaction)
         self._began_at = time.monotonic()
 
     def _sending(self, send: Callable[[], Any]) -> None:
@@ -228,13 +231,13 @@ class TransactionalProducer(BatchProducer):
             self._judge(error.args[0])
             raise DeliveryError(f"producer: {error.args[0].str()}") from error
 
-    def _call(self, call: Callable[[], Any]) -> bool:
-        """Call until it succeeds; whether a request of it may have been sent twice."""
+    def _call(self, budget_s: float, call: Callable[..., Any], *args: Any) -> bool:
+        """Call until it succeeds, each try within `budget_s`; whether a request of it may have been sent twice."""
         give_up, again = time.monotonic() + RETRY_BUDGET_S, False
         while True:
             started = time.monotonic()
             try:
-                call()
+                _within(budget_s, call, *args)
             except KafkaException as error:
                 cause: KafkaError = error.args[0]
                 if cause.txn_requires_abort() or not cause.retriable() or time.monotonic() > give_up:
@@ -298,12 +301,14 @@ class TransactionalProducer(BatchProducer):
         """Take the transactional.id over; waits for an absent broker until this producer is closed."""
         while not self._ready:
             try:
-                self._producer.init_transactions(INIT_TRY_S)
+                _within(INIT_TRY_S + HANGING_S, self._producer.init_transactions, INIT_TRY_S)
             except KafkaException as error:
                 cause: KafkaError = error.args[0]
                 if self._closed.is_set():
                     raise UnreachableError(f"transactions cannot begin: {cause.str()}") from error
-                if not cause.retriable():
+                if cause.code() == KafkaError._TIMED_OUT and cause.fatal():  # noqa: SLF001 (from `_within`)
+                    self._producer = self._make()
+                elif not cause.retriable():
                     raise DeliveryError(self._cannot_begin(cause)) from error
                 log.info("transactions cannot begin yet", error=cause.str())
             else:
@@ -336,7 +341,7 @@ def _within(budget_s: float, call: Callable[..., Any], *args: Any) -> None:
         else:
             outcome.set_result(None)
 
-    threading.Thread(target=run, name="send-offsets", daemon=True).start()
+    threading.Thread(target=run, name="transaction", daemon=True).start()
     try:
         outcome.result(budget_s)
     except TimeoutError:
