@@ -11,11 +11,15 @@ from tests.pipelines import Pipeline, balance
 #: Attacked in both delivery modes in every run; elsewhere at_least_once, which differs in the commit alone, is for
 #: `make matrix`: a run of all tests must stay below 40 minutes on two cores.
 BOTH_MODES = {"test_stops.py", "test_crash_points.py", "test_bad_input.py", "test_cluster.py", "test_disk.py"}
+#: Minutes each: a cluster without a majority, and its return.
+LONG = {"test_all_nodes_are_down", "test_two_of_three_nodes_are_down", "test_too_few_replicas_in_sync"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the at_least_once half of most attacks as long."""
+    """Mark what `make matrix` alone runs as long."""
     for item in items:
+        if item.name in LONG:
+            item.add_marker(pytest.mark.long)
         mode = getattr(item, "callspec", None) and item.callspec.params.get("mode")  # type: ignore[attr-defined]
         if mode == "at_least_once" and item.path.parent.name == "faults" and item.path.name not in BOTH_MODES:
             item.add_marker(pytest.mark.long)
