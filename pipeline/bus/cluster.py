@@ -162,10 +162,11 @@ class EmbeddedCluster:
         return [self.nodes[node_id] for node_id in ids or self.nodes]
 
     def _signal(self, ids: Sequence[int], number: int) -> None:
-        for node in self._named(ids):
-            if node.pid is None:
-                raise EmbeddedBrokerError(f"{node.bootstrap_servers}: this node does not run")
-            os.kill(node.pid, number)
+        for node_id in ids or self.nodes:
+            pid = self.nodes[node_id].pid
+            if pid is None:
+                raise EmbeddedBrokerError(f"embedded cluster: node {node_id} does not run; start it first")
+            os.kill(pid, number)
 
     def _awake(self, node_id: int) -> int | None:
         awake = node_id in self.nodes and self.nodes[node_id].running and node_id not in self._paused
@@ -181,9 +182,9 @@ class EmbeddedCluster:
         return self._topics()[topic].partitions[partition]
 
     def _coordinator(self, topic: str, name: str) -> int:
-        """Leader of the partition that Kafka keeps `name` in: Utils.abs(name.hashCode) % partitions."""
+        """Leader of the partition that Kafka keeps `name` in."""
         count = self._eventually(lambda: len(self._topics()[topic].partitions), topic)
-        return self.leader(topic, abs(_java_hash(name)) % count)
+        return self.leader(topic, partition_of(name, count))
 
     def _quorum_views(self) -> Iterator[tuple[int, int]]:
         """(epoch, leader) as each node that is awake has it."""
@@ -218,9 +219,13 @@ def _choose_ports(nodes: int, advertised_ports: Sequence[int] | None) -> list[No
     return [Node(number, port(), port(), proxy) for number, proxy in enumerate(proxies, 1)]
 
 
-def _java_hash(text: str) -> int:
-    """java.lang.String.hashCode, of characters below U+10000."""
+def partition_of(name: str, count: int) -> int:
+    """Where a coordinator's topic keeps a group or transactional id: Utils.abs(name.hashCode()) % count in Java.
+
+    For characters below U+10000.
+    """
     value = 0
-    for character in text:
+    for character in name:
         value = (31 * value + ord(character)) & 0xFFFFFFFF
-    return value - (1 << 32) if value >> 31 else value
+    signed = value - (1 << 32) if value >> 31 else value
+    return (abs(signed) & 0x7FFFFFFF) % count

@@ -12,18 +12,21 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import (
     ScramCredentialInfo,
     ScramMechanism,
     UserScramCredentialUpsertion,
 )
 
-from pipeline.bus import embedded, jars, node, topics
+from pipeline.bus import cluster, embedded, jars, node, topics
 from pipeline.bus.clients import ClientOptions, make_admin, wait_for_broker
+from pipeline.bus.cluster import EmbeddedCluster
 from pipeline.bus.embedded import EmbeddedKafka, free_port
 from pipeline.errors import EmbeddedBrokerError, SettingsError
 from tests.integration.bus_kit import create, numbers, produce, read, wait_until
+
+STATE = "__transaction_state"
 
 
 def test_data_survives_a_stop_a_crash_and_a_new_object(tmp_path: Path) -> None:
@@ -238,6 +241,57 @@ def test_every_listener_is_on_loopback(kafka_folder: Path) -> None:
 def kafka_folder(tmp_path: Path) -> Path:
     with EmbeddedKafka(tmp_path / "kafka", port=0) as broker:
         return broker.data_dir
+
+
+# --------------------------------------------------------------------------- several nodes
+
+
+def committed_one(member: Consumer) -> bool:
+    """Whether an offset could be committed; not before there is a coordinator, and it has loaded."""
+    try:
+        member.commit(offsets=[TopicPartition("t", 0, 1)], asynchronous=False)
+    except KafkaException:
+        return False
+    return True
+
+
+def test_a_cluster_says_who_is_what() -> None:
+    """Coordinators are those that Kafka names or writes to; a controller that is killed has a successor."""
+    with EmbeddedCluster(3) as nodes:
+        servers = nodes.bootstrap_servers
+        create(servers, "t", 1)
+        produce(servers, "t", 1)
+        names = [f"group-{n}" for n in range(4)]
+        for name in names:
+            member = Consumer({"bootstrap.servers": servers, "group.id": name})
+            wait_until(lambda member=member: committed_one(member))  # type: ignore[misc]
+            member.close()
+        admin = make_admin(ClientOptions(servers))
+        described = admin.describe_consumer_groups(names)
+        told = {name: future.result(20).coordinator.id for name, future in described.items()}
+        assert {name: nodes.group_coordinator(name) for name in names} == told
+
+        ids = [f"producer-{n}" for n in range(4)]
+        for name in ids:
+            Producer({"bootstrap.servers": servers, "transactional.id": name}).init_transactions(20)
+        used = {tp.partition for tp, (_, end) in topics.watermarks(admin, STATE).items() if end}
+        assert used == {cluster.partition_of(name, 5) for name in ids}
+
+        first = nodes.controller()
+        nodes.kill(first)
+        assert nodes.controller() != first
+        assert nodes.leader("t") != first
+        nodes.start(first)
+        nodes.await_in_sync()
+        nodes.kill(2)
+        with pytest.raises(EmbeddedBrokerError, match="node 2 does not run"):
+            nodes.pause(2)
+
+
+def test_a_proxy_before_each_node_or_none() -> None:
+    """A port too few is a mistake."""
+    with pytest.raises(ValueError, match="2 advertised_ports for 3 nodes"):
+        EmbeddedCluster(3, advertised_ports=[1, 2])
 
 
 # --------------------------------------------------------------------------- SASL on a real listener
