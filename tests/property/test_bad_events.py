@@ -89,9 +89,11 @@ def test_a_broken_event_is_read_as_avro_reads_it_or_refused(schema: str, data: s
     for row in data.draw(st.sets(st.integers(0, 5), min_size=1, max_size=3)):
         bodies[row] = data.draw(mutated(bodies[row], bodies[row - 1]))
     expected: dict[int, dict[str, Any]] = {}
+    # As numbers: `avro` makes dates of times, and there is none after the year 9999.
+    plain = schema.replace(', "logicalType": "timestamp-millis"', "")
     for row, body in enumerate(bodies):
         try:
-            expected[row] = cases.read(schema, body)
+            expected[row] = cases.read(plain, body)
         except cases.AVRO_ERRORS:
             continue
 
