@@ -1,7 +1,6 @@
 """`pipeline demo`: everything at work on real data, on a Kafka of its own, in about a minute."""
 
 import shutil
-import signal
 import tempfile
 import threading
 import time
@@ -24,7 +23,7 @@ from pipeline.cli.demo_data import LABEL, TRAINING_ROWS, Broken, Plan, shuttle
 from pipeline.cli.events import EventEncoder
 from pipeline.cli.inference import Columns, infer
 from pipeline.cli.init import make_project, measured
-from pipeline.cli.processes import ProcessGroup, roles
+from pipeline.cli.processes import ProcessGroup, roles, stop_signals
 from pipeline.cli.replay import Rate, chunk_rows, send
 from pipeline.cli.wiring import connect, ensure_topics
 from pipeline.codec import RowCodec, event_schema, registry_of
@@ -68,7 +67,7 @@ def demo(
     quiet_logs()
     started = time.monotonic()
     with ExitStack() as stack:
-        stop = stack.enter_context(_stop_signals())
+        stop = stack.enter_context(stop_signals())
         folder = Path(tempfile.mkdtemp(prefix="pipeline-demo-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         status = stack.enter_context(stderr().status("starting"))
@@ -278,21 +277,3 @@ def _keep(run: Run, bootstrap_servers: str, folder: Path) -> None:
     while not run.stop.wait(0.5):
         if run.group.ended() is not None:
             return
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """SIGTERM and Ctrl-C ask for an end in order; a second one ends at once."""
-    stop = threading.Event()
-
-    def handle(_number: int, _frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

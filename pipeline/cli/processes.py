@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import structlog
 
@@ -43,11 +44,21 @@ def command(flags: Sequence[str], role: RoleProcess) -> list[str]:
     return [sys.executable, "-m", "pipeline.cli", *flags, *run]
 
 
+def spawn(flags: Sequence[str], role: RoleProcess, output: BinaryIO | None) -> "subprocess.Popen[bytes]":
+    """Start a role in a session of its own, so that a Ctrl-C at the terminal is for this process alone.
+
+    output: where what it says goes; None: to this process's own.
+    """
+    return subprocess.Popen(  # noqa: S603 (our own command)
+        command(flags, role), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+    )
+
+
 class ProcessGroup:
     """Starts roles, says which have ended, ends them all in order.
 
-    The processes are in sessions of their own, so that a Ctrl-C at the terminal reaches the supervisor alone,
-    which passes it on: each role drains once, and nobody is interrupted twice.
+    A Ctrl-C at the terminal reaches the supervisor alone, which passes it on: each role drains once, and nobody is
+    interrupted twice.
 
     log_dir: where each role's output goes, NAME-SLOT.log; without it, to this process's own.
     """
@@ -67,18 +78,8 @@ class ProcessGroup:
     def start(self, wanted: Iterable[RoleProcess]) -> None:
         """Start further roles."""
         for role in wanted:
-            output = None if self._log_dir is None else self.log_file(role).open("ab")
-            try:
-                self._processes[role] = subprocess.Popen(  # noqa: S603 (our own command)
-                    command(self._flags, role),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                )
-            finally:
-                if output is not None:
-                    output.close()
+            with nullcontext() if self._log_dir is None else self.log_file(role).open("ab") as output:
+                self._processes[role] = spawn(self._flags, role, output)
 
     def log_file(self, role: RoleProcess) -> Path:
         """Where `role`'s output goes."""
@@ -91,15 +92,17 @@ class ProcessGroup:
 
     def ended(self) -> tuple[RoleProcess, int] | None:
         """A role that has ended, with its exit code (128 + n for signal n), failures first; None while all run."""
-        codes = [(role, exit_code(p.returncode)) for role, p in self._processes.items() if p.poll() is not None]
-        return max(codes, key=lambda pair: pair[1], default=None)
+        return max(self._ends(), key=lambda pair: pair[1], default=None)
 
     def take_ended(self) -> list[tuple[RoleProcess, int]]:
         """As `ended`, all that have; they are no longer of this group, and may be started again."""
-        taken = [(role, exit_code(p.returncode)) for role, p in self._processes.items() if p.poll() is not None]
+        taken = self._ends()
         for role, _ in taken:
             del self._processes[role]
         return taken
+
+    def _ends(self) -> list[tuple[RoleProcess, int]]:
+        return [(role, exit_code(p.returncode)) for role, p in self._processes.items() if p.poll() is not None]
 
     def stop(self) -> int:
         """SIGTERM to all, wait for their drain, SIGKILL past the deadline. The worst exit code."""
@@ -124,6 +127,24 @@ class ProcessGroup:
 def exit_code(returncode: int) -> int:
     """A process's exit code as a shell would give it: 128 + n for signal n."""
     return returncode if returncode >= 0 else 128 - returncode
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """SIGTERM and Ctrl-C ask for an end in order; a second one ends at once."""
+    stop = threading.Event()
+
+    def handle(_number: int, _frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_with_parent(parent: int) -> None:

@@ -2,10 +2,9 @@
 
 import json
 import shlex
-import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -20,6 +19,7 @@ from pipeline.bus.clients import Admin
 from pipeline.bus.embedded import EmbeddedKafka
 from pipeline.cli import verify_load, verify_report
 from pipeline.cli.context import Flags, say, settings_of, stderr
+from pipeline.cli.processes import stop_signals
 from pipeline.cli.replay import Encoded
 from pipeline.cli.verify_run import Run, Verdict
 from pipeline.cli.verify_scratch import ScratchFolder, clear_broker, clear_registry, scratch_of
@@ -147,7 +147,7 @@ def verify(
         raise SettingsError(f"--fault {barred[0]}: needs a broker of its own; leave --use-broker out")
     bundle = _checked(project)
     with ExitStack() as stack:
-        stop = stack.enter_context(_stop_signals())
+        stop = stack.enter_context(stop_signals())
         folder = stack.enter_context(ScratchFolder("all" if keep else "nothing"))
         verdict = _verify(stack, project, bundle, ctx.obj, folder.path, options, stop)
         again = options.command(ctx.obj)
@@ -232,21 +232,3 @@ def _clear(settings: Settings, admin: Admin, use_broker: bool) -> None:
         left.append(str(error))
     for line in left:
         say(f"could not be deleted: {line}")
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """SIGTERM and Ctrl-C ask for an end; a second one does not wait for anything."""
-    stop = threading.Event()
-
-    def handle(_number: int, _frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

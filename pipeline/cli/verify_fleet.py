@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.cli.processes import GRACE_S, RoleProcess, command, exit_code
+from pipeline.cli.processes import GRACE_S, RoleProcess, exit_code, spawn
 from pipeline.errors import PipelineError, restart_mends
 
 #: A role that ends so often by itself is not kept up by starting it again.
@@ -76,13 +76,7 @@ class Fleet:
         self._starts += 1
         log_file = self._logs / f"{self._starts:03}-{role.name}-{role.slot}.log"
         with log_file.open("wb") as log:
-            popen = subprocess.Popen(  # noqa: S603 (our own command)
-                command(self._flags, role),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C at the terminal is for us
-            )
+            popen = spawn(self._flags, role, log)
         self._running[role] = _Running(popen, log_file)
         return popen.pid
 

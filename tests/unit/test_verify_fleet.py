@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli import verify_fleet
+from pipeline.cli import processes, verify_fleet
 from pipeline.cli.processes import RoleProcess
 from pipeline.cli.verify_fleet import RESTARTS_MAX, Fleet
 from pipeline.errors import PipelineError
@@ -29,7 +29,7 @@ class Roles:
             program = programs[role.slot]
             return [sys.executable, "-c", program.pop(0) if len(program) > 1 else program[0]]
 
-        monkeypatch.setattr(verify_fleet, "command", command)
+        monkeypatch.setattr(processes, "command", command)
         monkeypatch.setattr(verify_fleet, "GRACE_S", 0.0)
         self.told: list[str] = []
         self.fleet = Fleet([], logs, deadline_s, self.until, self.told.append)
