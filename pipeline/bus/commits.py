@@ -100,10 +100,9 @@ class Commits(Positions):
                 return False
             try:
                 return await self._commit_guarded()
-            except (
-                PollerStoppedError,
-                TransactionAbortedError,
-            ):  # aborted by the guard's own sending: the next commit goes back
+            except PollerStoppedError:
+                return False
+            except TransactionAbortedError:  # while the guard was sending: the next commit goes back
                 return False
             except PipelineError as error:
                 self.abandon()
