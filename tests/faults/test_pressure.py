@@ -57,6 +57,15 @@ def stayed_in_its_group(worker: Process) -> bool:
     return log.count('"rebalanced"') == 1 and "poll interval" not in log
 
 
+def grown_until_committed(pipeline: Pipeline, worker: Process, memory: Memory, events: int) -> int:
+    """MiB that the worker grew by until it had committed everything; it never left its group, and ends in order."""
+    pipeline.await_committed(events)
+    grown = memory.grown_mib()
+    assert stayed_in_its_group(worker), worker.log()[-3000:]
+    assert worker.terminate() == 0, worker.log()[-3000:]
+    return grown
+
+
 @pytest.mark.case("P1")
 @both_modes
 def test_a_burst_is_lag_and_not_memory(broker: str, make: Make, judge: Judge, mode: str) -> None:
@@ -70,10 +79,7 @@ def test_a_burst_is_lag_and_not_memory(broker: str, make: Make, judge: Judge, mo
     pipeline.await_committed(usual)
     memory = Memory(worker)
     pipeline.send(values[usual:], usual)
-    pipeline.await_committed(events)
-    grown = memory.grown_mib()
-    assert stayed_in_its_group(worker), worker.log()[-3000:]
-    assert worker.terminate() == 0, worker.log()[-3000:]
+    grown = grown_until_committed(pipeline, worker, memory, events)
     found = judge(pipeline, events, mode, base_mib=memory.base_mib, peak_mib=memory.base_mib + grown)
     assert found["duplicated"] == 0
     assert grown < SMALL_GROWTH_MAX_MIB
@@ -87,10 +93,7 @@ def test_a_backlog_at_the_start_is_read_in_bounded_memory(broker: str, make: Mak
     worker = pipeline.start("run", "worker")
     worker.await_log('"model ready"')
     memory = Memory(worker)
-    pipeline.await_committed(events)
-    grown = memory.grown_mib()
-    assert stayed_in_its_group(worker), worker.log()[-3000:]
-    assert worker.terminate() == 0, worker.log()[-3000:]
+    grown = grown_until_committed(pipeline, worker, memory, events)
     judge(pipeline, events, "exactly_once", base_mib=memory.base_mib, peak_mib=memory.base_mib + grown)
     assert grown < SMALL_GROWTH_MAX_MIB
 
@@ -109,10 +112,7 @@ def test_a_model_slower_than_the_poll_interval(broker: str, make: Make, judge: J
     worker = pipeline.start("run", "worker")
     worker.await_log('"model ready"')
     memory = Memory(worker)
-    pipeline.await_committed(events)
-    grown = memory.grown_mib()
-    assert stayed_in_its_group(worker), worker.log()[-3000:]
-    assert worker.terminate() == 0, worker.log()[-3000:]
+    grown = grown_until_committed(pipeline, worker, memory, events)
     found = judge(pipeline, events, "at_least_once", base_mib=memory.base_mib, peak_mib=memory.base_mib + grown)
     assert found["duplicated"] == 0
     assert pipeline.outputs().span_s() > SLOW_S, "the model was not slow"

@@ -1,9 +1,5 @@
 """A command that must refuse what it is given: in lines that a person can act on, with its exit code."""
 
-import os
-from pathlib import Path
-
-import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.cli import make_app
@@ -12,28 +8,25 @@ from pipeline.cli import make_app
 USAGE = 2
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, without anything of this machine's environment."""
-    monkeypatch.chdir(tmp_path)
-    for variable in [v for v in os.environ if v.startswith("PIPELINE__")]:
-        monkeypatch.delenv(variable)
-    return tmp_path
-
-
 def run(*arguments: str) -> Result:
     """`pipeline ARGUMENTS` in this process."""
     return CliRunner().invoke(make_app(), list(arguments))
 
 
-def refused(*arguments: str, code: int) -> list[str]:
-    """The error lines of a command that must fail with `code`: each says "error: ", none is a traceback or long."""
+def failed(*arguments: str, code: int) -> list[str]:
+    """What a command that must fail with `code`, and without a traceback, says on stderr."""
     result = run(*arguments)
     assert result.exit_code == code, (result.output, result.exception)
     assert isinstance(result.exception, SystemExit | None), result.exception
     assert "Traceback" not in result.output
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert lines, result.stderr
+    return result.stderr.splitlines()
+
+
+def refused(*arguments: str, code: int) -> list[str]:
+    """The error lines of a command that must fail with `code`: each says "error: ", none is a traceback or long."""
+    said = failed(*arguments, code=code)
+    lines = [line for line in said if line.startswith("error: ")]
+    assert lines, said
     assert all(line.isprintable() and len(line) < 1_500 for line in lines), lines
     return lines
 

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from pipeline import __version__
-from pipeline.cli import COMMANDS, load_command, make_app
+from pipeline.cli import COMMANDS, load_command
+from tests.unit.doors import failed, run
 
 ROOT = Path(__file__).parents[2]
 GROUPS = {
@@ -18,28 +18,6 @@ GROUPS = {
     "dead-letters": ("list", "redrive"),
     "model": ("train", "pack", "verify", "show"),
 }
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, without anything of this machine's environment."""
-    monkeypatch.chdir(tmp_path)
-    for variable in [v for v in os.environ if v.startswith("PIPELINE__")]:
-        monkeypatch.delenv(variable)
-    return tmp_path
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(make_app(), list(arguments))
-
-
-def refused(*arguments: str, code: int) -> list[str]:
-    """The error lines of a command that must fail with `code`, and without a traceback."""
-    result = run(*arguments)
-    assert result.exit_code == code, (result.output, result.exception)
-    assert isinstance(result.exception, SystemExit | None), result.exception
-    assert "Traceback" not in result.output
-    return result.stderr.splitlines()
 
 
 def write_csv(path: Path, rows: int = 400) -> Path:
@@ -125,7 +103,7 @@ def test_flags_named_like_fausts_stay_ours(folder: Path) -> None:
 @pytest.mark.case("D4")
 def test_usage_errors_exit_2_and_say_why(folder: Path, arguments: list[str], said: str) -> None:
     """A wrong flag is a usage error, and the message names what would be right."""
-    lines = refused(*arguments, code=2)
+    lines = failed(*arguments, code=2)
     # Wrapped by the frame around it, a message may be broken between words.
     assert said in " ".join(" ".join(line.strip("│ ") for line in lines).split())
 
@@ -150,7 +128,7 @@ def test_usage_errors_exit_2_and_say_why(folder: Path, arguments: list[str], sai
 def test_bad_settings_exit_2_and_name_the_key(folder: Path, text: str, key: str) -> None:
     """Every fault of the settings file is one line with file and key; a secret's value is never printed."""
     (folder / "pipeline.toml").write_text(text, "utf-8")
-    lines = refused("topics", "list", code=2)
+    lines = failed("topics", "list", code=2)
     assert any(line.startswith("error: pipeline.toml: ") and key in line for line in lines), lines
     assert "geheim" not in "".join(lines)
 
@@ -158,25 +136,25 @@ def test_bad_settings_exit_2_and_name_the_key(folder: Path, text: str, key: str)
 def test_settings_faults_are_told_all_at_once(folder: Path) -> None:
     """Two faults give two lines."""
     (folder / "pipeline.toml").write_text("nmae = 'x'\n[scoring]\nbatch_max = 0\n", "utf-8")
-    assert len(refused("check", code=2)) == 2
+    assert len(failed("check", code=2)) == 2
 
 
 @pytest.mark.parametrize("content", [b"name = '\xff\xfe'", b"\x00\x01\x02PK"])
 def test_a_settings_file_that_is_no_text_is_refused(folder: Path, content: bytes) -> None:
     """Not UTF-8, or not TOML at all: one line."""
     (folder / "pipeline.toml").write_bytes(content)
-    assert len(refused("check", code=2)) == 1
+    assert len(failed("check", code=2)) == 1
 
 
 def test_a_named_settings_file_must_exist(folder: Path) -> None:
     """--config with a wrong path is not silently ignored."""
-    assert "no such file" in refused("--config", "nope.toml", "check", code=2)[0]
+    assert "no such file" in failed("--config", "nope.toml", "check", code=2)[0]
 
 
 def test_flags_override_and_are_checked(folder: Path) -> None:
     """--set goes through the same checks as the file, and the message says where the value came from."""
-    assert "command line: kafka.bootstrap_servers" in refused("--set", "kafka.bootstrap_servers=x", "check", code=2)[0]
-    lines = refused("--set", "kafka.options.sasl.password=geheim", "check", code=2)
+    assert "command line: kafka.bootstrap_servers" in failed("--set", "kafka.bootstrap_servers=x", "check", code=2)[0]
+    lines = failed("--set", "kafka.options.sasl.password=geheim", "check", code=2)
     assert "a secret" in lines[0]
     assert "geheim" not in lines[0]
 
@@ -193,7 +171,7 @@ def test_an_absent_broker_is_exit_5(folder: Path, monkeypatch: pytest.MonkeyPatc
     """A broker that does not answer is said in one line, after the deadline."""
     monkeypatch.setattr("pipeline.cli.wiring.BROKER_WAIT_S", 0.3)
     monkeypatch.setattr("pipeline.cli.wiring.connect.__defaults__", (0.3,))
-    lines = refused("--set", "kafka.bootstrap_servers=127.0.0.1:1", "topics", "list", code=5)
+    lines = failed("--set", "kafka.bootstrap_servers=127.0.0.1:1", "topics", "list", code=5)
     assert len(lines) == 1
     assert "127.0.0.1:1 did not answer" in lines[0]
 
@@ -201,7 +179,7 @@ def test_an_absent_broker_is_exit_5(folder: Path, monkeypatch: pytest.MonkeyPatc
 def test_an_unknown_kafka_option_is_exit_2(folder: Path) -> None:
     """librdkafka's refusal of an option is a settings error."""
     (folder / "pipeline.toml").write_text("[kafka.options]\n'no.such.option' = 1\n", "utf-8")
-    assert "no.such.option" in refused("topics", "list", code=2)[0]
+    assert "no.such.option" in failed("topics", "list", code=2)[0]
 
 
 def test_debug_shows_where_an_error_came_from(folder: Path) -> None:
@@ -233,7 +211,7 @@ def test_check_reports_all_broken_files(folder: Path) -> None:
     """Offline: a schema that is no Avro and a bundle that is missing are two lines of one call."""
     (folder / "schemas").mkdir()
     (folder / "schemas" / "event.avsc").write_text('{"type": "recrod"}', "utf-8")
-    lines = refused("check", "--offline", code=1)
+    lines = failed("check", "--offline", code=1)
     assert any("schemas/event.avsc" in line for line in lines)
     assert any("models/champion" in line for line in lines)
     assert len(lines) >= 2
@@ -244,7 +222,7 @@ def test_check_names_a_missing_field(folder: Path) -> None:
     (folder / "schemas").mkdir()
     schema = {"type": "record", "name": "E", "fields": [{"name": "a", "type": "long"}, {"name": "t", "type": "long"}]}
     (folder / "schemas" / "event.avsc").write_text(json.dumps(schema), "utf-8")
-    lines = refused("--set", "events.time_field=t", "check", "--offline", code=1)
+    lines = failed("--set", "events.time_field=t", "check", "--offline", code=1)
     assert any(
         "pipeline.toml: events.id_field: schemas/event.avsc has no field 'id'; it has a, t" in li for li in lines
     )
@@ -273,7 +251,7 @@ def test_an_unusable_data_file_is_one_line(folder: Path, name: str, command: str
     if content is not None:
         (folder / name).write_bytes(content)
     arguments = ("init", "shop", "--data", name, "--label", "fraud") if command == "init" else ("replay", name)
-    lines = refused(*arguments, code=1)
+    lines = failed(*arguments, code=1)
     assert all(line.startswith(f"error: {name}") for line in lines), lines
     assert not (folder / "shop").exists()
 
@@ -281,7 +259,7 @@ def test_an_unusable_data_file_is_one_line(folder: Path, name: str, command: str
 def test_init_tells_all_wrong_columns_at_once(folder: Path) -> None:
     """Each flag that names no column is a line, with the nearest name there is."""
     write_csv(folder / "orders.csv")
-    lines = refused("init", "s", "--data", "orders.csv", "--label", "frod", "--time", "when", "--id", "shpo", code=1)
+    lines = failed("init", "s", "--data", "orders.csv", "--label", "frod", "--time", "when", "--id", "shpo", code=1)
     assert "--label frod: no such column; did you mean 'fraud'?" in lines[0]
     assert "--time when: no such column; there are at, amount, shop, fraud" in lines[1]
     assert "did you mean 'shop'?" in lines[2]
@@ -292,7 +270,7 @@ def test_init_refuses_a_folder_in_use(folder: Path) -> None:
     write_csv(folder / "orders.csv")
     (folder / "shop").mkdir()
     (folder / "shop" / "mine.txt").write_text("mine", "utf-8")
-    line = refused("init", "shop", "--data", "orders.csv", "--label", "fraud", code=1)[0]
+    line = failed("init", "shop", "--data", "orders.csv", "--label", "fraud", code=1)[0]
     assert "not empty" in line
     assert "--force" in line
     assert [p.name for p in (folder / "shop").iterdir()] == ["mine.txt"]

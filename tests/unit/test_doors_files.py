@@ -17,11 +17,9 @@ from torch import nn
 from pipeline.models import bundle as bundles
 from pipeline.models import loading
 from pipeline.models.manifest import Architecture
-from tests.unit.doors import folder, refused, run, told
+from tests.unit.doors import refused, run, told
 from tests.unit.test_cli import write_csv
 from tests.unit.test_models_bundle import make, rewrite
-
-__all__ = ["folder"]
 
 # --------------------------------------------------------------------------- schema files
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.doors import folder, refused
+from tests.unit.doors import refused
 
-__all__ = ["folder"]
 pytestmark = pytest.mark.case("D1")
 
 #: Text of pipeline.toml -> what must be said.

@@ -116,11 +116,9 @@ class Encoder:
         return [b"p%d" % i for i in range(columns.num_rows)]
 
 
-@pytest.fixture
-def made() -> tuple[RecordingSink, Publisher]:
-    sink = RecordingSink()
-    encode: Callable[[Any], bytes] = lambda summary: b"s" + summary  # noqa: E731
-    return sink, Publisher(
+def publisher_to(sink: RecordingSink, encode: Callable[[Any], bytes] = lambda _: b"", **limits: int) -> Publisher:
+    """On the topics p, d and s; limits: topic -> most bytes of a record there."""
+    return Publisher(
         sink,
         predictions_topic="p",
         dead_letters_topic="d",
@@ -128,7 +126,14 @@ def made() -> tuple[RecordingSink, Publisher]:
         prediction_encoder=Encoder(),
         encode_summary=encode,
         clock=ManualClock(),
+        record_bytes_max=limits,
     )
+
+
+@pytest.fixture
+def made() -> tuple[RecordingSink, Publisher]:
+    sink = RecordingSink()
+    return sink, publisher_to(sink, lambda summary: b"s" + summary)
 
 
 def test_each_kind_goes_to_its_topic(made: tuple[RecordingSink, Publisher]) -> None:
@@ -161,16 +166,7 @@ LARGE = 2_000
 def limited() -> tuple[RecordingSink, Publisher]:
     """Topics that take records of LARGE bytes."""
     sink = RecordingSink()
-    return sink, Publisher(
-        sink,
-        predictions_topic="p",
-        dead_letters_topic="d",
-        summaries_topic="s",
-        prediction_encoder=Encoder(),
-        encode_summary=lambda _: b"",
-        clock=ManualClock(),
-        record_bytes_max={"p": LARGE, "d": LARGE},
-    )
+    return sink, publisher_to(sink, p=LARGE, d=LARGE)
 
 
 @pytest.mark.case("B21")
