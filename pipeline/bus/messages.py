@@ -7,6 +7,7 @@ from operator import methodcaller
 import structlog
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
+from pipeline.bus.resets import read_from
 from pipeline.errors import CorruptInputError
 from pipeline.records import Headers
 
@@ -70,7 +71,7 @@ class Damage:
         if error := damage_of(message):
             log.error("damaged batch", topic=place[0], partition=place[1], offset=message.offset())
             there = TopicPartition(*place, message.offset())
-            consumer.seek(there)  # what was fetched behind it is thrown away
+            read_from(consumer, there)
             consumer.pause([there])
             self._held.add(place)
             if self._first is None:

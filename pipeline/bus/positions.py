@@ -13,6 +13,7 @@ from faust.types import TP
 
 from pipeline.bus.ledger import Ledger
 from pipeline.bus.poller import Poller, PollerStoppedError
+from pipeline.bus.resets import read_from
 from pipeline.errors import ContractError, UnreachableError
 from pipeline.records import TopicPartition
 
@@ -76,7 +77,7 @@ class Positions(base.Consumer):
                 held = {TopicPartition(tp.topic, tp.partition) for tp in consumer.assignment()}
                 for tp, offset in offsets.items():
                     if tp in held:
-                        consumer.seek(_TopicPartition(tp.topic, tp.partition, offset))
+                        read_from(consumer, _TopicPartition(tp.topic, tp.partition, offset))
             finally:
                 # In order with what the poller delivers: the next batch is from the new position.
                 self.loop.call_soon_threadsafe(self._seeking.subtract, list(offsets))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_STORED, Consumer, KafkaException, Message
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_STORED, Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as _TopicPartition
 
 from pipeline.errors import ContractError
@@ -66,9 +66,7 @@ class Resets:
         place = _TopicPartition(*tp, begin)
         if place not in consumer.assignment():
             return None
-        # A seek is refused in this state.
-        consumer.incremental_unassign([place])
-        consumer.incremental_assign([place])
+        _assign_anew(consumer, place)
         return place
 
     def _committed(self, consumer: Consumer, tp: TopicPartition) -> int:
@@ -122,3 +120,19 @@ class Resets:
             )
             self._on_missed(tp.topic, first - wanted)
         return max(wanted, int(first))
+
+
+def read_from(consumer: Consumer, place: _TopicPartition) -> None:
+    """Have an assigned partition read on from `place`; what was fetched beyond it is thrown away."""
+    try:
+        consumer.seek(place)
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError._STATE:  # noqa: SLF001 (has no public name)
+            raise
+        _assign_anew(consumer, place)
+
+
+def _assign_anew(consumer: Consumer, place: _TopicPartition) -> None:
+    """For a partition that librdkafka is not fetching just then: it refuses a seek there."""
+    consumer.incremental_unassign([place])
+    consumer.incremental_assign([place])
