@@ -220,11 +220,14 @@ def test_a_commit_whose_answer_is_lost_is_resumed(network: Network, make: Make, 
     feed = Feed(make(network.servers, settings=EXACT), 5 * SLICE)
     feed.send()
     feed.await_committed()
-    for lose in (network.proxy.cut, network.proxy.lose):
+    for number, lose in enumerate((network.proxy.cut, network.proxy.lose), 1):
         with lose(Api.END_TXN, side="response", client=feed.client, times=1) as lost:
             feed.send()
             lost.await_seen()
             feed.await_committed()
+        feed.send()
+        # The broker has committed long before the worker knows: the next answer must not be lost to the same commit.
+        eventually(lambda n=number: feed.worker.log().count("transactional producer replaced") >= n, "a new producer")
     feed.finish()
     assert feed.worker.log().count("transactional producer replaced") >= 2
     judge(feed.pipeline, feed.events, "exactly_once")
