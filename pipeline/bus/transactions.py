@@ -60,8 +60,6 @@ INIT_TRY_S = 5.0
 #: Aborts in a row for a reason that no waiting mends, before the worker ends: a right may be given back, and a topic be
 #: made, while it tries. librdkafka takes 30 s (topic.metadata.propagation.max.ms) to be sure that a topic has gone.
 REFUSALS_MAX = 3
-#: A fatal error's reason is in the event queue by the time a call fails of it.
-FATAL_WAIT_S = 0.1
 
 _FENCING = frozenset(
     {
@@ -252,12 +250,7 @@ class TransactionalProducer(BatchProducer):
     def _judge(self, cause: KafkaError) -> None:
         """Raise what follows from a failed call; return if it does not concern the transaction."""
         if cause.code() == KafkaError._FATAL:  # noqa: SLF001 (has no public name)
-            # Says only that something fatal came before; poll says what it was, by error_cb or by raising it.
-            try:
-                self._producer.poll(FATAL_WAIT_S)
-            except KafkaException as error:
-                cause = error.args[0]
-            cause = self._errors.fatal or cause
+            cause = self._fatal_reason() or self._errors.fatal or cause
         # _STATE: nothing more can be sent in this transaction, as something in it has failed already.
         if cause.txn_requires_abort() or (self.open and cause.code() == KafkaError._STATE):  # noqa: SLF001
             refused = self._refused or self._refusal(cause)
@@ -274,6 +267,19 @@ class TransactionalProducer(BatchProducer):
             return
         self.aborted = True
         raise TransactionAbortedError(f"transaction aborted: {cause.str()}")
+
+    def _fatal_reason(self) -> KafkaError | None:
+        """What a failure "of something fatal before" failed of: a twin, or ourselves; None if librdkafka does not say.
+
+        It says so to whoever would begin a transaction (rdkafka_txnmgr.c, rd_kafka_txn_require_states0), at once. Its
+        event about it may be late, and a producer made in ignorance would fence the twin that has fenced this one.
+        """
+        try:
+            _within(HANGING_S, self._producer.begin_transaction)
+        except KafkaException as error:
+            reason: KafkaError = error.args[0]
+            return reason if reason.fatal() else None
+        return None
 
     def _refusal(self, cause: KafkaError) -> DeliveryError | None:
         """What ends this producer if it comes REFUSALS_MAX times; None for what may pass by itself."""
