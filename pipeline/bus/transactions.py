@@ -161,10 +161,12 @@ class TransactionalProducer(BatchProducer):
 
         notes: kept with the offsets, for whoever asks for them (Kafka calls them metadata, too).
 
-        1. Send the offsets: the group's coordinator refuses those of a member that was thrown out.
-        2. Flush, so that the commit takes only its own time; a record that cannot be delivered makes 3 abort.
+        1. Flush, so that the broker knows of every partition written to. To AddOffsetsToTxn while one is on its way to
+           be added it says CONCURRENT_TRANSACTIONS, and librdkafka waits RETRY_BACKOFF_MS: offsets sent first made a
+           commit last 0.6 to 1.5 s now and then. A record that cannot be delivered makes 3 abort.
+        2. Send the offsets: the group's coordinator refuses those of a member that was thrown out.
         3. Commit.
-        4. Have the producer replaced before its next transaction, if a request of 1 or 3 may have been sent twice.
+        4. Have the producer replaced before its next transaction, if a request of 2 or 3 may have been sent twice.
 
         Raises TransactionAbortedError (nothing is visible, or it is unknown whether all is: the group's offsets
         tell), FencedError, DeliveryError.
@@ -173,9 +175,9 @@ class TransactionalProducer(BatchProducer):
             self._begin()
             texts = notes or {}
             positions = [_TopicPartition(*tp, offset, texts.get(tp, "")) for tp, offset in offsets.items()]
+            self._sending(lambda: self._unacknowledged(self._timeout_s))
             send_offsets = self._producer.send_offsets_to_transaction
             late = self._call(min(OFFSETS_S, self._timeout_s), send_offsets, positions, group)
-            self._sending(lambda: self._unacknowledged(self._timeout_s))
             # -1: any other timeout would leave librdkafka and the broker of two minds (rdkafka.h).
             late = self._call(self._timeout_s + HANGING_S, self._producer.commit_transaction, -1) or late
             self._began_at = None
