@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import drift
+from pipeline import drift, measures
 from pipeline.cli.events import to_timestamps
 from pipeline.errors import BundleError, ContractError, DataError
 from pipeline.models import bundle as bundles
@@ -31,7 +31,7 @@ from pipeline.records import (
     TrainingReport,
 )
 from pipeline.retraining import features as inference
-from pipeline.retraining import metrics, targets
+from pipeline.retraining import targets
 from pipeline.retraining.features import Fields
 from pipeline.retraining.targets import Target, Task
 from pipeline.scoring.publish import prediction_labels
@@ -152,10 +152,9 @@ def measure(
     outputs: Floats, contract: FeatureContract, truth: npt.NDArray[Any], before: npt.NDArray[Any]
 ) -> tuple[dict[str, float], list[list[int]]]:
     """Metrics and confusion matrix; `truth` of the rows scored, `before` of those trained on, as in Target.values."""
-    labels = prediction_labels(outputs, contract)
-    if labels is None:
-        return metrics.regression(outputs[:, 0].astype(np.float64), truth, before), []
-    return metrics.classification(outputs, labels, truth, before, len(contract.output.classes))
+    rows = measures.Scored(outputs.astype(np.float64), truth, np.arange(len(truth), dtype=np.int64))
+    measured = measures.measure(rows, contract.output, trained_on=before)
+    return measured["metrics"], measured["confusion"]
 
 
 def check_contract(contract: FeatureContract) -> None:

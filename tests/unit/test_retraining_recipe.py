@@ -1,4 +1,4 @@
-"""The recipe: what is learnt of a column, where the data is cut, what is measured, and that it can be repeated."""
+"""The recipe: what is learnt of a column, where the data is cut, and that it can be repeated."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from pipeline.errors import DataError
 from pipeline.models.architectures import TabularMLP
 from pipeline.records import Feature, FeatureContract, OutputContract
-from pipeline.retraining import features, metrics, targets, train
+from pipeline.retraining import features, targets, train
 from pipeline.retraining.targets import Target
 from pipeline.retraining.train import Recipe
 
@@ -125,60 +125,6 @@ def test_outputs_follow_from_the_classes() -> None:
         "classification", 3, ("a", "b", "c"), "softmax"
     )
     assert Target("regression", (), np.zeros(1)).output() == OutputContract("regression", 1)
-
-
-# --------------------------------------------------------------------------- metrics
-
-
-def test_classification_metrics_by_hand() -> None:
-    """Four rows that can be checked on paper, beside the two predictors that cost nothing."""
-    outputs = np.array([[0.9], [0.2], [0.8], [0.4]], np.float32)
-    measured, confusion = metrics.classification(
-        outputs, np.array([1, 0, 1, 0]), np.array([1, 0, 0, 1]), np.array([0, 0, 1]), 2
-    )
-    assert confusion == [[1, 1], [1, 1]]
-    assert measured == pytest.approx(
-        {
-            "accuracy": 0.5,
-            "balanced_accuracy": 0.5,
-            "macro_f1": 0.5,
-            "log_loss": -np.log([0.9, 0.8, 0.2, 0.4]).mean(),
-            "accuracy_of_majority": 0.5,
-            "accuracy_of_no_change": 0.5,
-        },
-        abs=1e-6,
-    )
-
-
-def test_unknown_classes_count_as_misses() -> None:
-    """They lower accuracy and the F1 of what they were taken for, and cost the log loss dearly."""
-    outputs = np.array([[1, 0, 0], [1, 0, 0]], np.float32)
-    measured, confusion = metrics.classification(outputs, np.array([0, 0]), np.array([0, -1]), np.empty(0, np.int64), 3)
-    assert confusion == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
-    assert measured["accuracy"] == 0.5
-    assert measured["balanced_accuracy"] == 1.0
-    assert measured["macro_f1"] == pytest.approx(2 / 3)
-    assert measured["log_loss"] == pytest.approx(-np.log(metrics.PROBABILITY_MIN) / 2)
-    assert "accuracy_of_majority" not in measured
-
-
-def test_regression_metrics_by_hand() -> None:
-    """Mean absolute error, root mean square, share of variance; the mean and the last value beside them."""
-    truth, trained = np.array([1.0, 3.0, 5.0]), np.array([0.0, 2.0])
-    measured = metrics.regression(np.array([1.0, 2.0, 7.0]), truth, trained)
-    assert measured == pytest.approx(
-        {
-            "mae": 1.0,
-            "rmse": np.sqrt(5 / 3),
-            "r2": 1 - 5 / 8,
-            "mae_of_mean": 2.0,
-            "mae_of_no_change": 5 / 3,
-            "rmse_of_no_change": np.sqrt(9 / 3),
-        }
-    )
-    constant = metrics.regression(np.array([1.0, 2.0]), np.array([1.0, 1.0]), np.empty(0))
-    assert constant["r2"] == 0.0
-    assert "mae_of_mean" not in constant
 
 
 # --------------------------------------------------------------------------- training
