@@ -14,9 +14,10 @@ from pipeline.bus import topics
 from pipeline.bus.clients import ErrorLog, make_consumer, make_producer
 from pipeline.cli.context import print_error, settings_of, stdout, table
 from pipeline.cli.wiring import client_options, connect
-from pipeline.codec import event_schema, registry_of
+from pipeline.codec import arrow_schema, event_schema, registry_of
 from pipeline.errors import PipelineError
 from pipeline.models import bundle as bundles
+from pipeline.scoring import slices
 from pipeline.settings import DEFAULT_FILE, ENVIRONMENT_PREFIX, Settings
 
 #: An absent broker is a finding among others here, so it is not waited for as long as elsewhere.
@@ -76,7 +77,7 @@ def examine(settings: Settings, config: Path, *, offline: bool = False) -> Itera
     def read_schema() -> tuple[list[str], str]:
         nonlocal schema
         schema = event_schema(settings)
-        found = _schema_problems(settings, json.loads(schema))
+        found = _schema_problems(settings, schema)
         return [f"{config}: {problem}" for problem in found], ""
 
     yield _guard("event schema", schema_file, f"{config}: ", read_schema)
@@ -122,7 +123,8 @@ def _client_options(settings: Settings) -> tuple[list[str], str]:
     return [], ""
 
 
-def _schema_problems(settings: Settings, schema: Any) -> list[str]:
+def _schema_problems(settings: Settings, text: str) -> list[str]:
+    schema = json.loads(text)
     if not isinstance(schema, dict) or schema.get("type") != "record":
         return [f"events.schema_file: {settings.events.schema_file}: an event must be an Avro record"]
     fields = {f["name"]: f["type"] for f in schema["fields"]}
@@ -137,7 +139,7 @@ def _schema_problems(settings: Settings, schema: Any) -> list[str]:
     logical = {b.get("logicalType") for b in branches if isinstance(b, dict)}
     if time_type is not None and "timestamp-millis" not in logical:
         problems.append(f"events.time_field: {events.time_field!r} in {events.schema_file} is no timestamp-millis")
-    return problems
+    return problems + slices.schema_faults(arrow_schema(text), events.slice_fields)
 
 
 def _bundle(settings: Settings, schema: str | None) -> tuple[list[str], str]:
@@ -187,4 +189,4 @@ def all_settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str
         elif prefix + name not in ("root", "kafka.secrets"):
             default = info.get_default(call_default_factory=True)
             shown = str(default).lower() if isinstance(default, bool) else str(default)
-            yield prefix + name, "-" if default in (None, {}) else shown, info.description or ""
+            yield prefix + name, "-" if default in (None, {}, []) else shown, info.description or ""

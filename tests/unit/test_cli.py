@@ -229,6 +229,21 @@ def test_check_names_a_missing_field(folder: Path) -> None:
     assert any("events.time_field: 't' in schemas/event.avsc is no timestamp-millis" in li for li in lines)
 
 
+def test_check_names_every_field_that_makes_no_slices(folder: Path) -> None:
+    """A slice field that is missing, or has no short text, is a line each, beside other faults of the schema."""
+    (folder / "schemas").mkdir()
+    fields = [{"name": "shop", "type": "string"}, {"name": "amount", "type": ["null", "double"]}]
+    schema = {"type": "record", "name": "E", "fields": fields}
+    (folder / "schemas" / "event.avsc").write_text(json.dumps(schema), "utf-8")
+    lines = failed("--set", "events.slice_fields=shop,amount,region", "check", "--offline", code=1)
+    assert any("pipeline.toml: events.id_field: " in line for line in lines)
+    amount, region = (line.removeprefix("error: ") for line in lines if "slice_fields" in line)
+    assert amount.startswith("pipeline.toml: events.slice_fields amount: a field of type double makes no slices; ")
+    assert region == (
+        "pipeline.toml: events.slice_fields region: the event schema has no field 'region' there; it has shop, amount"
+    )
+
+
 # --------------------------------------------------------------------------- files given to commands
 
 BAD_FILES = {
