@@ -17,6 +17,8 @@ ENVIRONMENT_PREFIX = "PIPELINE__"
 DEFAULT_FILE = "pipeline.toml"
 #: A long one has 5 kB.
 FILE_BYTES_MAX = 1 << 20
+#: Each value of each is a time series per metric: ten values of 16 fields are 160 already.
+SLICE_FIELDS_MAX = 16
 
 #: librdkafka options that carry secrets: never in pipeline.toml, never printed.
 SECRET_OPTIONS = frozenset(
@@ -94,6 +96,25 @@ class EventSettings(_Section):
     key_field: str | None = Field(None, description="Field whose text is the Kafka key on replay; default: the id")
     time_field: str | None = Field(None, description="timestamp-millis field; default: the broker's timestamp")
     label_field: str | None = Field(None, description="Field or column with the truth, for evaluation only")
+    slice_fields: list[str] = Field(
+        default_factory=list,
+        max_length=SLICE_FIELDS_MAX,
+        description=f"Up to {SLICE_FIELDS_MAX} fields whose values travel with each prediction, to tell accuracy per "
+        "value; with commas in the environment",
+    )
+
+    @field_validator("slice_fields", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """The environment and flags have no lists: commas part the names."""
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+    @field_validator("slice_fields")
+    @classmethod
+    def _distinct(cls, value: list[str]) -> list[str]:
+        if twice := [name for name in dict.fromkeys(value) if value.count(name) > 1]:
+            raise ValueError(f"{', '.join(twice)} is named twice")
+        return value
 
 
 class InputSettings(_Section):

@@ -241,6 +241,12 @@ async def build_worker(role: Role) -> None:
     model = await asyncio.to_thread(lambda: load_model(settings, checked_bundle(settings, schema)))
     identity, device = model.identity, str(model.device)
     metrics.model(identity, device)
+    events = settings.events
+    validator = Validator(
+        model.contract, id_field=events.id_field, time_field=events.time_field, slice_fields=events.slice_fields
+    )
+    if misfits := validator.check(codec.arrow_schema(schema)):
+        raise ContractError("\n".join(misfits))
     log.info("model ready", model=identity.model_id, version=identity.model_version, device=device)
     await prepare_topics(settings)
 
@@ -274,7 +280,7 @@ async def build_worker(role: Role) -> None:
     watches_drift = settings.drift.enabled and bool(model.baseline.signals)
     flow = Flow(
         decoder=codec.ColumnarDecoder(registry, schema),
-        validator=Validator(model.contract, id_field=settings.events.id_field, time_field=settings.events.time_field),
+        validator=validator,
         model=model,
         publisher=publisher,
         summariser=drift.SignalSummariser(model.baseline, model.identity) if watches_drift else None,

@@ -93,7 +93,7 @@ def _section(info: FieldInfo) -> type[BaseModel] | None:
 
 def _default(info: FieldInfo) -> str:
     value = info.get_default(call_default_factory=True, validated_data={})
-    if value is None or value == {}:
+    if value in (None, {}, []):
         return "-"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -119,6 +119,8 @@ def _type_text(kind: Any) -> str:
         return " or ".join(_type_text(part) for part in parts if part is not NoneType)
     if origin is dict:
         return "table"
+    if origin is list:
+        return f"list of {_type_text(parts[0])}s"
     if hasattr(kind, "__metadata__"):
         return _type_text(kind.__origin__)
     return _TYPES[kind]

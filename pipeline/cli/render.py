@@ -71,12 +71,13 @@ def describe_event(record: Record) -> str:
 
 
 def describe_prediction(record: Record) -> str:
-    """Event, label, outputs, and which model said so."""
+    """Event, label, outputs, which model said so, and slices if there are any (an older prediction has none)."""
     outputs = " ".join(f"{v:.4f}" for v in record["outputs"])
     label = "-" if record["label"] is None else str(record["label"])
     source = f"p{record['partition']}@{record['offset']}"
     model = f"{record['model_id']} {record['model_version']} {record['role']}"
-    return f"{record['event_id']:<20}  {label:<12}  [{outputs}]  from {source:<12}  by {model}"
+    slices = "".join(f"  {name}={value}" for name, value in record.get("slices", {}).items())
+    return f"{record['event_id']:<20}  {label:<12}  [{outputs}]  from {source:<12}  by {model}{slices}"
 
 
 def describe_trigger(record: Record) -> str:

@@ -2,6 +2,7 @@
 
 flow.py      the loop: what waits -> decode -> validate -> score -> encode -> publish -> acknowledge
 validate.py  columns -> model inputs, by the bundle's feature contract; rejections and imputations
+slices.py    event fields whose values travel with the prediction
 engine.py    model inputs -> outputs: torch on CPU or CUDA
 publish.py   outputs -> Kafka records: predictions, dead letters, summaries
 signals.py   what the drift monitor watches, one row a record

@@ -126,12 +126,17 @@ def _fits(found: pa.DataType, use: str) -> bool:
     if use == "number":
         return _is_number(found)
     if use == "category":
-        return _is_text(found) or _any(found, "boolean", "integer", "null")
+        return has_text(found)
     if use == "id":
         return not _any(found, "nested")
     return _any(
         found, *{"bytes": ("binary", "large_binary", "fixed_size_binary"), "time": ("timestamp", "integer")}[use]
     )
+
+
+def has_text(found: pa.DataType) -> bool:
+    """Whether values of a type are categories: whether `text_column` gives each a short, obvious text."""
+    return _is_text(found) or _any(found, "boolean", "integer", "null")
 
 
 def _is_text(found: pa.DataType) -> bool:

@@ -8,20 +8,21 @@ the input; librdkafka fetches, sends and waits for acknowledgements on its own t
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import structlog
 
 from pipeline.contracts import Clock, Decoder, Delivery, Model, Observer, Summariser
 from pipeline.errors import ScoringError, TransactionAbortedError, UnreachableError
 from pipeline.records import Decoded, Floats, Longs, Reason, RecordBatch, Reject, Stage
 from pipeline.scoring.fields import FIRST_TIME_MS, LAST_TIME_MS, NO_TIME_MS
-from pipeline.scoring.publish import PredictionColumns, Publisher, prediction_labels
+from pipeline.scoring.publish import PredictionColumns, Publisher, prediction_labels, without_slices
 from pipeline.scoring.refusal import InputLimit
 from pipeline.scoring.signals import SignalMatrix
 from pipeline.scoring.validate import Validated, Validator
@@ -264,17 +265,21 @@ class Flow:
         labels = prediction_labels(outputs, self._model.contract)
         values: list[bytes] = []
         if len(outputs):
-            ids = checked.ids
+            ids, slices = checked.ids, checked.slices
+            if len(outputs) < len(ids):
+                ids = [ids[i] for i in columns_scored]
+                slices = None if slices is None else slices.take(pa.array(columns_scored))
             columns = self._columns.build(
-                ids if len(outputs) == len(ids) else [ids[i] for i in columns_scored],
+                ids,
                 checked.event_times_ms[columns_scored],
                 outputs,
                 labels,
                 rows.partitions[scored_rows],
                 rows.offsets[scored_rows],
+                slices,
             )
-            values = self._publisher.encode_predictions(columns)
-            if large := self._publisher.oversized(rows.keys_of(scored_rows), values):
+            values, large = self._encode(columns, rows.keys_of(scored_rows))
+            if large:
                 rejects += [
                     Reject(int(scored_rows[i]), Stage.SCORE, Reason.OUTPUT_TOO_LARGE, told) for i, told in large.items()
                 ]
@@ -290,6 +295,20 @@ class Flow:
         ):
             self._observer.stage(name, seconds)
         return Scored(rows, decoded, checked, scored_rows, outputs, labels, rejects, values)
+
+    def _encode(self, columns: pa.RecordBatch, keys: Sequence[bytes | None]) -> tuple[list[bytes], dict[int, str]]:
+        """Kafka values of predictions, and what to say of each (by index) that its topic does not take.
+
+        Slices are never the reason: a prediction that is too large with them goes without.
+        """
+        values = self._publisher.encode_predictions(columns)
+        large = list(self._publisher.oversized(keys, values))
+        if not large:
+            return values, {}
+        smaller = self._publisher.encode_predictions(without_slices(columns.take(pa.array(large))))
+        for row, value in zip(large, smaller, strict=True):
+            values[row] = value
+        return values, self._publisher.oversized(keys, values)
 
     def _apply_model(self, checked: Validated) -> tuple[Longs, Floats]:
         """Column rows scored, ascending, and their outputs: model calls of one shape and ≤ batch_max rows each."""

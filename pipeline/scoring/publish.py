@@ -20,6 +20,7 @@ from pipeline.records import (
     Reject,
 )
 from pipeline.scoring.fields import NO_TIME_MS
+from pipeline.scoring.slices import no_slices
 
 #: Dead-letter headers: Kafka Connect's names where it has one, so that its tools read them; ours beside them.
 CONNECT = "__connect.errors."
@@ -62,8 +63,9 @@ class PredictionColumns:
         labels: Longs | None,
         partitions: Longs,
         offsets: Longs,
+        slices: pa.MapArray | None = None,
     ) -> pa.RecordBatch:
-        """N predictions; `event_times_ms` NO_TIME_MS means null."""
+        """N predictions; `event_times_ms` NO_TIME_MS means null; `slices` None: none."""
         n, width = outputs.shape
         timestamp = pa.timestamp("ms", tz="UTC")
         identity = self._identity
@@ -85,8 +87,15 @@ class PredictionColumns:
             "partition": pa.array(partitions.astype(np.int32)),
             "offset": pa.array(offsets),
             "produced_at": pa.array(now_ms).cast(timestamp),
+            "slices": no_slices(n) if slices is None else slices,
         }
         return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+
+
+def without_slices(predictions: pa.RecordBatch) -> pa.RecordBatch:
+    """The same predictions, their slices empty."""
+    at = predictions.schema.get_field_index("slices")
+    return predictions.set_column(at, predictions.schema.field(at), no_slices(predictions.num_rows))
 
 
 def _constant(text: str, n: int) -> pa.Array:

@@ -7,7 +7,7 @@ Only what is wrong costs more: each policy works on the columns that need it, me
 All checks are made on the float32 value that the model would see, bounds rounded alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import ContractError
 from pipeline.records import Decoded, Feature, FeatureContract, Floats, Longs, ModelInputs, Reason, Reject
-from pipeline.scoring import fields
+from pipeline.scoring import fields, slices
 from pipeline.scoring.fields import Mask, Path
 from pipeline.scoring.findings import Findings
 
@@ -35,6 +35,8 @@ class Validated:
     ids: list[str]
     #: (n,) event times; NO_TIME_MS where null or no date, or where no time field is set.
     event_times_ms: Longs
+    #: n maps of what travels with the predictions (see slices.py); None where no slice field is set.
+    slices: pa.MapArray | None
     #: (n, number features) values before any policy; NaN where null or not finite as float32.
     numbers: Floats
     #: (n, features) whether a value is missing: null, or (numbers, elements of sequences) not finite.
@@ -79,17 +81,21 @@ class Validator:
     """Applies one feature contract to batch after batch.
 
     id_field, time_field: event fields with the identifier and the time (timestamp, or long of milliseconds).
+    slice_fields: event fields whose values travel with the prediction.
     These and feature names may be paths into nested records: "sensor.temperature".
 
     Raises ContractError for a contract that contradicts itself.
     """
 
-    def __init__(self, contract: FeatureContract, *, id_field: str, time_field: str | None) -> None:
+    def __init__(
+        self, contract: FeatureContract, *, id_field: str, time_field: str | None, slice_fields: Sequence[str] = ()
+    ) -> None:
         if faults := fields.contract_faults(contract):
             raise ContractError("; ".join(faults))
         self._contract = contract
         self._features = contract.features
         self._id_field, self._time_field = id_field, time_field
+        self._slice_fields = tuple(slice_fields)
         self._numbers = [i for i, f in enumerate(self._features) if f.kind == "number"]
         self._bounds = [_bounds(f) for f in self._features]
         self._ranged = any(self._features[i].range for i in self._numbers)
@@ -104,10 +110,12 @@ class Validator:
         self._plain: list[int] | None = None
         self._id_path: Path = ()
         self._time_path: Path | None = None
+        self._slice_paths: list[Path] = []
 
     def check(self, schema: pa.Schema) -> list[str]:
         """One line per fault that makes events of this schema useless to the contract; empty if it fits."""
-        return fields.schema_faults(self._contract, schema, self._id_field, self._time_field)
+        faults = fields.schema_faults(self._contract, schema, self._id_field, self._time_field)
+        return faults + slices.schema_faults(schema, self._slice_fields)
 
     def validate(self, decoded: Decoded) -> Validated:
         """Apply the contract to a batch; bad rows are values in the result.
@@ -134,6 +142,7 @@ class Validator:
             inputs=_bucketed(dense, sequences, good),
             ids=ids,
             event_times_ms=self._event_times_ms(columns),
+            slices=self._slices(columns),
             numbers=numbers,
             nulls=findings.nulls,
             rejects=findings.rejects(decoded.rows),
@@ -151,6 +160,7 @@ class Validator:
         self._plain = fields.plain_numbers(schema, [self._paths[i] for i in self._numbers])
         self._id_path = fields.locate(schema, self._id_field)[0]
         self._time_path = fields.locate(schema, self._time_field)[0] if self._time_field else None
+        self._slice_paths = [fields.locate(schema, name)[0] for name in self._slice_fields]
 
     def _column(self, columns: pa.RecordBatch, index: int) -> pa.Array:
         return fields.column(columns, self._paths[index])
@@ -168,6 +178,11 @@ class Validator:
         if self._time_path is None:
             return np.full(columns.num_rows, fields.NO_TIME_MS, dtype=np.int64)
         return fields.milliseconds(fields.column(columns, self._time_path))
+
+    def _slices(self, columns: pa.RecordBatch) -> pa.MapArray | None:
+        if not self._slice_fields:
+            return None
+        return slices.slice_maps(self._slice_fields, [fields.column(columns, path) for path in self._slice_paths])
 
     # -- one reader a kind -------------------------------------------------------------------
 

@@ -234,6 +234,37 @@ def test_the_prediction_schema_is_what_scoring_builds() -> None:
     assert len(codec.ColumnarEncoder(codec.load_schema("prediction"), 1).encode(columns)) == 2
 
 
+def test_predictions_from_before_slices_can_be_read(tmp_path: Path) -> None:
+    """The registry takes the schema after the one without slices; old values have none, and old readers read on."""
+    new = codec.load_schema("prediction")
+    record = json.loads(new)
+    record["fields"] = [f for f in record["fields"] if f["name"] != "slices"]
+    old = json.dumps(record)
+    registry = codec.FileRegistry(tmp_path)
+    ids = [registry.register("p-value", schema) for schema in (old, new)]
+    assert ids[0] != ids[1]
+    prediction = {
+        "event_id": "e",
+        "event_time": None,
+        "model_id": "m",
+        "model_version": "1",
+        "role": "champion",
+        "outputs": [0.5],
+        "label": None,
+        "partition": 0,
+        "offset": 1,
+        "produced_at": 2,
+    }
+    rows = codec.RowCodec(registry)
+    values = [rows.encode(ids[0], old, prediction), rows.encode(ids[1], new, {**prediction, "slices": {"a": "b"}})]
+    read = codec.ColumnarDecoder(registry, new).decode(values)
+    assert not read.rejects
+    assert read.columns["slices"].to_pylist(maps_as_pydicts="strict") == [{}, {"a": "b"}]
+    before = codec.ColumnarDecoder(registry, old).decode(values)
+    assert not before.rejects
+    assert before.columns["event_id"].to_pylist() == ["e", "e"]
+
+
 def test_a_wheel_carries_the_schemas(tmp_path: Path) -> None:
     """What is built from this tree has the .avsc files beside the code, as files."""
     root = Path(schemas.__file__).parents[2]

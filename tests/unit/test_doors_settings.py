@@ -53,6 +53,9 @@ FILES: dict[str, tuple[str, str]] = {
     "a secret's file that is not there": ("[kafka.options]\nsasl_password_file = 'no'\n", "cannot be read"),
     "a secret's file that is a folder": ("[kafka.options]\nsasl_password_file = '.'\n", "cannot be read"),
     "a login": ("[registry]\nbasic_auth = 'geheim'\n", "a secret"),
+    "a field twice": ("[events]\nslice_fields = ['a', 'b', 'a']\n", "events.slice_fields: a is named twice"),
+    "too many fields": (f"[events]\nslice_fields = {[f'f{i}' for i in range(17)]}\n", "at most 16 items"),
+    "a number for a field": ("[events]\nslice_fields = [1]\n", "events.slice_fields.0: "),
     "the folder of it all": ("root = '/'\n", "root: "),
 }
 

@@ -40,6 +40,8 @@ EVENT = json.dumps(
             {"name": "id", "type": "string"},
             {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}},
             {"name": "x", "type": ["null", "float"], "default": None},
+            {"name": "device", "type": ["null", "string"], "default": None},
+            {"name": "trial", "type": "boolean", "default": False},
         ],
     }
 )
@@ -71,11 +73,19 @@ class RecordingSummariser:
 class Setup:
     """A flow and everything it talks to."""
 
-    def __init__(self, folder: Path, model: ScriptedModel | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: ScriptedModel | None = None,
+        slice_fields: Sequence[str] = (),
+        prediction_bytes_max: int | None = None,
+        **settings: Any,
+    ) -> None:
         registry = codec.FileRegistry(folder)
         schema_id = registry.register("events-value", EVENT)
         self.rows = codec.RowCodec(registry)
-        self.encode = lambda **event: self.rows.encode(schema_id, EVENT, event)
+        rest = {"device": None, "trial": False}
+        self.encode = lambda **event: self.rows.encode(schema_id, EVENT, {**rest, **event})
         prediction = codec.load_schema("prediction")
         self.model = model or ScriptedModel(CONTRACT)
         self.sink, self.observer, self.clock = RecordingSink(), RecordingObserver(), ManualClock(START_MS / 1000 + 1)
@@ -89,10 +99,11 @@ class Setup:
             prediction_encoder=codec.ColumnarEncoder(prediction, registry.register("predictions-value", prediction)),
             encode_summary=lambda summary: str(summary.events).encode(),
             clock=self.clock,
+            record_bytes_max={"predictions": prediction_bytes_max} if prediction_bytes_max else None,
         )
         self.flow = Flow(
             decoder=self,
-            validator=Validator(CONTRACT, id_field="id", time_field="at"),
+            validator=Validator(CONTRACT, id_field="id", time_field="at", slice_fields=slice_fields),
             model=self.model,
             publisher=publisher,
             summariser=self.summariser,
@@ -145,6 +156,7 @@ async def test_a_prediction_says_everything_about_its_event(setup: Callable[...,
         "label": "no",
         "partition": 3,
         "offset": 7,
+        "slices": {},
     }
     assert [r.key for r in s.sink.to("predictions")] == [b"7", b"8"]
     assert second["offset"] == 8
@@ -153,6 +165,34 @@ async def test_a_prediction_says_everything_about_its_event(setup: Callable[...,
     assert s.observer.scored_by == {s.model.identity: 2}
     assert s.observer.seconds_since["event"] == pytest.approx([1 - 0.007, 1 - 0.008])
     assert s.observer.seconds_since["broker"] == pytest.approx([1.0, 0.999])
+
+
+async def test_slices_travel_with_the_prediction(setup: Callable[..., Setup]) -> None:
+    """As text, without nulls, each with its own event: also where others of the step were refused."""
+    s = setup(slice_fields=("device", "trial"))
+    devices = ["ios", None, "web", "tv"]
+    values = [
+        s.encode(id=str(i), at=START_MS, x=None if i == 2 else 0.5, device=device, trial=i > 0)
+        for i, device in enumerate(devices)
+    ]
+    values.insert(1, b"broken")
+    await s.run(ScriptedSource([record_batch(values)]))
+    assert len(s.sink.to("dead-letters")) == 2
+    assert [(p["event_id"], p["slices"]) for p in s.predictions()] == [
+        ("0", {"device": "ios", "trial": "false"}),
+        ("1", {"trial": "true"}),
+        ("3", {"device": "tv", "trial": "true"}),
+    ]
+
+
+async def test_a_slice_never_costs_a_prediction(setup: Callable[..., Setup]) -> None:
+    """A long value is cut; what is too large for the topic goes without slices; only what still is, is refused."""
+    s = setup(slice_fields=("device",), prediction_bytes_max=600)
+    values = [s.encode(id=id_, at=START_MS, x=0.5, device="d" * 1_000) for id_ in ("a", "b" * 300, "c" * 600)]
+    await s.run(ScriptedSource([record_batch(values)]))
+    assert [(p["event_id"][0], p["slices"]) for p in s.predictions()] == [("a", {"device": "d" * 128}), ("b", {})]
+    (letter,) = s.sink.to("dead-letters")
+    assert letter.value == values[2]
 
 
 async def test_what_waits_is_taken_together(setup: Callable[..., Setup]) -> None:
