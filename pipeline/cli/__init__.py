@@ -38,6 +38,7 @@ COMMANDS = {
     "tail": Command("tail", "tail", "Print what is on a topic, decoded."),
     "dead-letters": Command("dead_letters", "app", "List what could not be scored, and send it again."),
     "model": Command("model", "app", "Train, pack, verify and show model bundles."),
+    "evaluate": Command("evaluate", "evaluate", "Measure a model on a file or a range of a topic; write a report."),
     "verify": Command("verify", "verify", "Run this pipeline under load and faults, and count every event."),
     "status": Command("status", "status", "Show lag, rates, model versions and the last trigger."),
 }
