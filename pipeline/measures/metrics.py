@@ -16,6 +16,8 @@ from pipeline.records import Longs, OutputContract
 
 #: A probability of 0 for what happened would make the log loss infinite; float32 tells no smaller one from 1 - p.
 PROBABILITY_MIN = 1e-7
+#: What a probability may exceed [0, 1] by: a few steps of float32 (6e-8), summed.
+ROUNDING = 1e-6
 #: Stands in `Answers.before` of a classification for "no truth is known yet".
 NOTHING_BEFORE = -2
 
@@ -156,7 +158,7 @@ def majority(answers: Answers, trained_on: Longs) -> Metrics:
 
 def is_probability(columns: Numbers) -> bool:
     """Whether all outputs lie in [0, 1], but for rounding of float32; those of a model without activation need not."""
-    return not len(columns) or bool(columns.min() >= -1e-6 and columns.max() <= 1 + 1e-6)
+    return not len(columns) or bool(columns.min() >= -ROUNDING and columns.max() <= 1 + ROUNDING)
 
 
 def log_losses(columns: Numbers, truth: Longs) -> Numbers:
