@@ -7,6 +7,11 @@ ranking.py       ROC-AUC, average precision, curves
 calibration.py   reliability bins, calibration error
 slices.py        by slice, gaps between a slice and the rest
 intervals.py     confidence intervals of shares and differences
+paired.py        whether one model is better than another on the same rows
+sums.py          metrics from sums over rows, which add up
+online.py        `Tally`: metrics of a stream in bounded memory
+estimate.py      accuracy before labels come
+calibrators.py   probabilities made to mean what they say
 
 docs/measures.md defines every measure, with its source.
 """
