@@ -43,7 +43,12 @@ def evaluate(
         typer.Option(metavar="FIELD", help="Column or field with the truth.  [dim]Else events.label_field.[/dim]"),
     ] = None,
     slices: Annotated[
-        list[str] | None, typer.Option("--slice", metavar="FIELD", help="Measure by its values, too (repeatable).")
+        list[str] | None,
+        typer.Option(
+            "--slice",
+            metavar="FIELD",
+            help="Measure by its values, too (repeatable).  [dim]Else events.slice_fields.[/dim]",
+        ),
     ] = None,
     first: Annotated[
         str | None,
@@ -86,7 +91,7 @@ def evaluate(
     if label is None:
         raise typer.BadParameter("missing, and events.label_field is not set", param_hint="--label-field")
 
-    chosen = list(dict.fromkeys(slices or []))
+    chosen = list(dict.fromkeys(slices or settings.events.slice_fields))
     if data is not None:
         source: Source = FileSource(data, settings, wanted)
     else:

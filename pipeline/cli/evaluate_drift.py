@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.drift.baseline import cautious_time
 from pipeline.drift.evidence import PSI_MAJOR, PSI_MINOR, divergences
 from pipeline.records import Baseline, Floats, Longs, SignalBaseline
 
@@ -68,8 +67,14 @@ def _compared(column: Floats, baseline: SignalBaseline) -> dict[str, Any]:
 
 
 def _psi_by_chance(count: int, baseline: SignalBaseline) -> float:
-    """Mean PSI of two samples of one distribution: (bins - 1) (1/n + 1/N) (Yurdakul 2018, "Statistical properties
-    of the population stability index"), n and N being effective values, as everywhere in drift/.
+    """Mean PSI of `count` further values of the baseline's own distribution.
+
+    For independent values (bins - 1) (1/n + 1/N) (Yurdakul 2018, "Statistical properties of the population stability
+    index"). Values that hang together are worth fewer, but a count of bins is not worth as few as a mean: of a
+    first-order normal process with autocorrelation r, the k-th of the bins - 1 components (Hermite polynomials, whose
+    autocorrelation is r^k by Mehler's formula) has an autocorrelation time of (1 + r^k) / (1 - r^k).
     """
-    filled = sum(1 for rows in baseline.histogram if rows)
-    return max(filled - 1, 0) * cautious_time(baseline) * (1 / count + 1 / baseline.count)
+    bins = sum(1 for rows in baseline.histogram if rows)
+    time = baseline.autocorrelation_time
+    powers = ((time - 1) / (time + 1)) ** np.arange(1, max(bins, 1))
+    return float(((1 + powers) / (1 - powers)).sum()) * (1 / count + 1 / baseline.count)

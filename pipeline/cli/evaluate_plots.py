@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from html import escape
+from typing import NamedTuple
 
 #: Series in the order of their colours (Okabe and Ito 2008: told apart by the colour-blind, too); then they repeat.
 COLOURS = 6
@@ -205,24 +206,28 @@ def intervals(found: Sequence[Interval], name: str) -> str:
     return _svg(width, height, parts, name)
 
 
-#: A cell of a strip: its colour ("none", "calm", "minor" or "major") and what a pointer on it is told.
-Cell = tuple[str, str]
+class Cell(NamedTuple):
+    """A stretch of a strip: its colour ("none", "calm", "minor" or "major"), its ends, what a pointer on it is told."""
+
+    kind: str
+    left: float
+    right: float
+    told: str
 
 
 def strips(rows: Sequence[tuple[str, Sequence[Cell]]], x: Axis) -> str:
-    """One strip of coloured cells a row, all of equal width."""
+    """One strip of coloured cells a row."""
     row_height, names_width, right = 16, 190, 14
     width, height = 2 * WIDTH, TOP + len(rows) * row_height + BOTTOM
     span, floor = width - names_width - right, TOP + len(rows) * row_height
     parts = []
     for number, (name, cells) in enumerate(rows):
-        y, wide = TOP + number * row_height, span / max(len(cells), 1)
+        y = TOP + number * row_height
         parts.append(_row_name(name, names_width - 8, y + 12))
-        parts += [
-            f'<rect class="{kind}" x="{names_width + i * wide:.1f}" y="{y + 1}" width="{max(wide - 0.7, 0.7):.1f}" '
-            f'height="{row_height - 2}"><title>{escape(told)}</title></rect>'
-            for i, (kind, told) in enumerate(cells)
-        ]
+        for cell in cells:
+            begin, end = (names_width + x.share(at) * span for at in (cell.left, cell.right))
+            place = f'x="{begin:.1f}" y="{y + 1}" width="{max(end - begin - 0.7, 0.7):.1f}" height="{row_height - 2}"'
+            parts.append(f'<rect class="{cell.kind}" {place}><title>{escape(cell.told)}</title></rect>')
     for tick in x.ticks():
         at = names_width + x.share(tick) * span
         parts.append(f'<text x="{at:.1f}" y="{floor + 15}" text-anchor="middle">{escape(x.text(tick))}</text>')

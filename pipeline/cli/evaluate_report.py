@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.cli import evaluate_plots as plots
 from pipeline.cli.context import local_time
 from pipeline.cli.evaluate_drift import severity
-from pipeline.cli.evaluate_plots import Axis, Interval, Series
+from pipeline.cli.evaluate_plots import Axis, Cell, Interval, Series
 from pipeline.drift.evidence import PSI_MAJOR, PSI_MINOR
 
 Report = dict[str, Any]
@@ -67,11 +67,13 @@ h3 { font-size: 14px; margin: 0 0 6px; } p { margin: 6px 0; } .faint { color: va
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 16px; align-items: start; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px; }
 figcaption { color: var(--faint); font-size: 12.5px; margin-top: 6px; }
-.side { display: flex; flex-wrap: wrap; gap: 0 56px; } .side > * { max-width: 100%; } .side p { max-width: 430px; }
+.side { display: flex; flex-wrap: wrap; gap: 0 56px; }
+.side > * { max-width: 100%; } .side p { max-width: 430px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 10px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { color: var(--faint); font-weight: 600; } td:first-child { white-space: nowrap; } td.n, th.n { text-align: right; white-space: nowrap; }
+th { color: var(--faint); font-weight: 600; } td:first-child { white-space: nowrap; }
+td.n, th.n { text-align: right; white-space: nowrap; }
 td.cell { text-align: center; min-width: 64px; } td.cell small { display: block; color: var(--faint); }
 .legend { font-size: 12.5px; color: var(--faint); margin: 6px 0 0; } .legend span { margin-right: 14px; }
 .legend i { display: inline-block; width: 14px; height: 4px; border-radius: 2px; margin-right: 5px;
@@ -237,13 +239,14 @@ def _drift(report: Report) -> str:
         return "<p>The bundle has no baseline, so there is nothing to compare with.</p>"
     windows = drift["windows"]
     first, last = ("first_time_ms", "last_time_ms") if "first_time_ms" in windows[0] else ("first_row", "last_row")
+    ends = [*(window[first] for window in windows[1:]), windows[-1][last]]
     strips = []
     for signal in drift["signals"]:
         name, cells = signal["signal"], []
-        for window in windows:
+        for window, right in zip(windows, ends, strict=True):
             found = window["signals"][name]
             told = f"mean {figure(found['mean'])}, PSI {figure(found['psi'])} from {_moment(window[first], report)}"
-            cells.append((severity(found), told))
+            cells.append(Cell(severity(found), window[first], right, told))
         strips.append((name, cells))
     x = _along(report, windows[0][first], windows[-1][last])
     key = "".join(

@@ -21,11 +21,10 @@ from pipeline.scoring import fields
 from pipeline.scoring.fields import NO_TIME_MS
 from pipeline.scoring.publish import prediction_labels
 from pipeline.scoring.signals import SignalMatrix
+from pipeline.scoring.slices import TEXT_MAX
 from pipeline.scoring.validate import Validated, Validator
 from pipeline.settings import Settings
 
-#: A slice is a category: text beyond this is cut, so that a column of documents cannot fill the memory.
-SLICE_CHARACTERS_MAX = 80
 #: More different numbers than these are a quantity; the half hours of a day are still classes of their own.
 SLICE_NUMBERS_MAX = 50
 
@@ -182,7 +181,7 @@ class _Parts:
             outputs[chosen],
             known[chosen],
             times_ms[rows[chosen]],
-            {name: _slice(pa.chunked_array(values))[chosen] for name, values in self.slice_values.items()},
+            {name: _slice(name, pa.chunked_array(values))[chosen] for name, values in self.slice_values.items()},
         )
         return Rows(
             read=self.read,
@@ -215,15 +214,15 @@ def _column(name: str, chunk: Chunk, outcome: Outcome) -> pa.Array:
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
-def _slice(values: pa.ChunkedArray) -> npt.NDArray[np.str_]:
+def _slice(name: str, values: pa.ChunkedArray) -> npt.NDArray[np.str_]:
     """(m,) text of a field's values, "" for null; of many different numbers the quarter that each is in."""
     if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
         return _numbers(values.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy())
     try:
         text = values.cast(pa.string()).fill_null("")
     except pa.ArrowException:
-        text = pa.array(fields.texts(values.combine_chunks()), pa.string())
-    cut: npt.NDArray[np.str_] = pc.utf8_slice_codeunits(text, 0, SLICE_CHARACTERS_MAX).to_numpy().astype(np.str_)
+        raise DataError(f"--slice {name}: values of type {values.type} make no slices") from None
+    cut: npt.NDArray[np.str_] = pc.utf8_slice_codeunits(text, 0, TEXT_MAX).to_numpy().astype(np.str_)
     return cut
 
 

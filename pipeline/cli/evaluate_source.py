@@ -144,7 +144,8 @@ class FileSource:
                 f"(there are {', '.join(names)})"
             )
         event = codec.arrow_schema(self.schema)
-        _check_slices(str(self._path), slices, [*names, *event.names])
+        missing = [name for name in slices if name not in names and not _has(event, name)]
+        _refuse(str(self._path), missing, [*names, *event.names])
 
     def chunks(self) -> Iterator[Chunk]:
         """See Source."""
@@ -222,7 +223,7 @@ class TopicSource:
                 f"topic {self._topic}: its events have no field {label!r} for the truth; name it with --label-field, "
                 f"or evaluate a file that has it (fields: {', '.join(event.names)})"
             )
-        _check_slices(f"topic {self._topic}", [s for s in slices if not _has(event, s)], event.names)
+        _refuse(f"topic {self._topic}", [name for name in slices if not _has(event, name)], event.names)
 
     def chunks(self) -> Iterator[Chunk]:
         """See Source. Raises UnreachableError when nothing comes any more."""
@@ -311,8 +312,8 @@ def _has(schema: pa.Schema, name: str) -> bool:
     return True
 
 
-def _check_slices(where: str, slices: list[str], names: list[str]) -> None:
-    if missing := [name for name in slices if name not in names]:
+def _refuse(where: str, missing: list[str], names: list[str]) -> None:
+    if missing:
         listed = ", ".join(dict.fromkeys(names))
         raise DataError("\n".join(f"{where}: --slice {name}: no such column or field ({listed})" for name in missing))
 
