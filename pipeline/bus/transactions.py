@@ -213,7 +213,7 @@ class TransactionalProducer(BatchProducer):
         if self._began_at is not None:
             return
         if self._renew_because is not None:
-            self._renew(self._renew_because)
+            self._renew(self._renew_because, log.info)
         if not self._ready:
             self._initialise()
         self._call(HANGING_S, self._producer.begin_transaction)
@@ -296,9 +296,9 @@ class TransactionalProducer(BatchProducer):
             twin = "another instance runs with this transactional.id, so this one stops"
             raise FencedError(f"producer: {twin} ({cause.str()})")
 
-    def _renew(self, why: str) -> None:
+    def _renew(self, why: str, say: Callable[..., Any] = log.warning) -> None:
         """A new producer with the same transactional.id, in the place of this one."""
-        log.warning("transactional producer replaced", reason=why)
+        say("transactional producer replaced", reason=why)
         self._producer.purge(blocking=False)
         self._errors.fatal = self._failure = self._refused = self._began_at = self._renew_because = None
         self._producer = self._make()
