@@ -64,6 +64,7 @@ class Consumer(Commits):
             in_flight_max_bytes=transport.in_flight_max_bytes,
             identities=Identities(partial(make_admin, transport.options, ErrorLog("admin", quiet=True))),
             on_missed=hooks.on_missed,
+            companions=transport.companions,
         )
         self._poller.drain_deadline_s = transport.drain_deadline_s
         self._poller.start()
@@ -88,7 +89,7 @@ class Consumer(Commits):
 
     async def subscribe(self, topics: Iterable[str]) -> None:
         """Join the group for these topics, once nothing is left open of this instance's former life."""
-        names = sorted(topics)
+        names = sorted(set(topics) - set(self.transport.companions.values()))
         if not names or self._poller is None:
             return
         try:

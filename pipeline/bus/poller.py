@@ -97,11 +97,16 @@ class Poller(threading.Thread):
         in_flight_max_bytes: int,
         identities: Identities,
         on_missed: Callable[[str, int], None],
+        companions: Mapping[str, str],
     ) -> None:
-        """on_missed: gets a topic, and how many of its offsets were deleted before they were read."""
+        """See transport.Configuration.
+
+        on_missed: gets a topic, and how many of its offsets were deleted before they were read.
+        """
         super().__init__(name="kafka-poller", daemon=True)
         self._resets = Resets(options, on_missed)
         self._identities = identities
+        self._companions = companions
         self._consumer: Consumer = make_consumer(self._resets.ask_us(options), errors)
         self._owner = owner
         self._errors = errors
@@ -279,7 +284,8 @@ class Poller(threading.Thread):
 
     # -- rebalance callbacks, within consume() ------------------------------------------
 
-    def _assigned(self, consumer: Consumer, partitions: list[_TopicPartition]) -> None:
+    def _assigned(self, consumer: Consumer, given: list[_TopicPartition]) -> None:
+        partitions = self._with_companions(given)
         if partitions:
             self._resets.place(consumer, partitions)
         consumer.incremental_assign(partitions)
@@ -291,15 +297,22 @@ class Poller(threading.Thread):
         self._owner.assigned(_named(partitions))
         self._wait_for_owner("assign", partitions)
 
-    def _revoked(self, consumer: Consumer, partitions: list[_TopicPartition]) -> None:
+    def _revoked(self, consumer: Consumer, taken: list[_TopicPartition]) -> None:
+        partitions = self._with_companions(taken)
         self._wait_for_owner("revoke", partitions)
         consumer.incremental_unassign(partitions)
         self._owner.unassigned(_named(partitions))
 
-    def _lost(self, consumer: Consumer, partitions: list[_TopicPartition]) -> None:
+    def _lost(self, consumer: Consumer, taken: list[_TopicPartition]) -> None:
+        partitions = self._with_companions(taken)
         self._owner.unassigned(_named(partitions))
         self._wait_for_owner("lost", partitions)
         consumer.incremental_unassign(partitions)
+
+    def _with_companions(self, partitions: list[_TopicPartition]) -> list[_TopicPartition]:
+        """And those that come along; librdkafka reads and commits what its group did not assign all the same."""
+        along = ((self._companions.get(tp.topic), tp.partition) for tp in partitions)
+        return partitions + [_TopicPartition(topic, partition) for topic, partition in along if topic is not None]
 
     def _wait_for_owner(self, kind: str, partitions: list[_TopicPartition]) -> None:
         """Do what the owner asks until it has handled the rebalance, or the drain has taken too long."""

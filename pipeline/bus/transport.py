@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -79,6 +79,9 @@ class Configuration:
     drain_deadline_s: float = 25.0
     #: None: at least once.
     transactions: Transactions | None = None
+    #: Topic -> another, of which the same partitions come along: whoever is assigned partition 3 of the first reads
+    #: partition 3 of the second as well. For joins; the group divides up the first ones alone.
+    companions: Mapping[str, str] = field(default_factory=dict)
 
 
 def configure(app: Any, configuration: Configuration) -> None:
@@ -128,6 +131,7 @@ class Transport(base.Transport):
         self.in_flight_max_bytes = configuration.in_flight_max_bytes
         self.drain_deadline_s = configuration.drain_deadline_s
         self.transactions = configuration.transactions
+        self.companions = configuration.companions
         # Faust makes one transport for consuming and one for producing: the shutdown is the same.
         self._deadline: Deadline = app.__dict__.setdefault("rdkafka_deadline", Deadline(self.drain_deadline_s))
         self._admin: AdminClient | None = None
