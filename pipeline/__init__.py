@@ -6,6 +6,7 @@ codec/      bytes <-> columns: wire format, registry, columnar Avro
 scoring/    the hot path, read top to bottom: flow, validate, batching, engine, publish
 models/     bundles: what a model is, how it is packed, verified and loaded
 drift/      summaries, blocks, ADWIN detectors, evidence, triggers
+labels/     late labels joined to predictions: store, join, outcomes; no role runs it yet
 retraining/ training recipe
 observe/    metrics, health, logs
 topology    wires rooms together: which agent reads and writes which topic

@@ -80,6 +80,7 @@ class Reason(StrEnum):
     MISSING_ID = "missing_id"
     OUTPUT_NOT_FINITE = "output_not_finite"
     OUTPUT_TOO_LARGE = "output_too_large"
+    MISSING_LABEL = "missing_label"
 
 
 class Stage(StrEnum):
@@ -88,6 +89,7 @@ class Stage(StrEnum):
     DECODE = "decode"
     VALIDATE = "validate"
     SCORE = "score"
+    LABEL = "label"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ LIBRARIES = {
     "faust": ("bus/", "topology.py"),
     "mode": ("bus/", "topology.py"),
     "river": ("drift/",),
+    "rocksdict": ("labels/",),
     "torch": ("models/", "scoring/engine.py", "retraining/"),
 }
 
