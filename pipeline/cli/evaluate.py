@@ -100,9 +100,13 @@ def evaluate(
     path = bundle or settings.path(settings.model.bundle)
     found = _fitting(path, source.schema)
     _make_folder(out)
+    warnings = list(_warnings(source, found, label))
+    for warning in warnings:
+        say(f"warning: {warning}")
     rows = _scored(source, found, settings, label, chosen)
     result = {
         **_about(settings, path, found, source, label, rows),
+        "warnings": warnings,
         **_measured(rows, found, source, window_rows, quantile, delay_rows),
     }
     for name, text in (("evaluation.html", page(result)), ("evaluation.json", render.to_json(result) + "\n")):
@@ -131,6 +135,17 @@ def _fitting(path: Path, schema: str) -> bundles.Bundle:
     if misfits := bundles.check_fits(found, schema):
         raise BundleError("\n".join(f"{path}: does not fit the events: {misfit}" for misfit in misfits))
     return found
+
+
+def _warnings(source: Source, bundle: bundles.Bundle, label: str) -> Iterator[str]:
+    """What makes the numbers say less than they seem to."""
+    if source.left_out:
+        told = f"only the first {source.size:,} of {source.size + source.left_out:,} events are read"
+        yield f"{told}; --rows-max takes more, --from and --to choose"
+    trained = bundle.training.rows_train
+    if isinstance(source, FileSource) and source.first_row < trained and source.is_data_of(bundle, label):
+        told = f"the model was trained on the first {trained:,} rows of this very file, in order of time"
+        yield f"{told}: it knows their answers. --from {trained} leaves them out"
 
 
 def _scored(source: Source, bundle: bundles.Bundle, settings: Settings, label: str, slices: list[str]) -> Rows:

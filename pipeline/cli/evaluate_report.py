@@ -60,6 +60,7 @@ body { margin: 0 auto; max-width: 1120px; padding: 28px 20px 60px; background: v
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
 h1 { font-size: 26px; margin: 0 0 2px; } h2 { font-size: 19px; margin: 38px 0 10px; }
 h3 { font-size: 14px; margin: 0 0 6px; } p { margin: 6px 0; } .faint { color: var(--faint); }
+.warning { border-left: 4px solid var(--minor); padding: 4px 12px; background: var(--card); }
 .tiles { display: flex; flex-wrap: wrap; gap: 10px; margin: 18px 0; }
 .tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 16px; }
 .tiles b { display: block; font-size: 22px; font-variant-numeric: tabular-nums; }
@@ -92,6 +93,7 @@ def page(report: Report) -> str:
     sections = [
         f"<h1>Evaluation of {escape(name)}</h1>",
         f'<p class="faint">on {escape(what)}; made {escape(report["made_at"])}</p>',
+        *(f'<p class="warning">{escape(warning)}.</p>' for warning in report["warnings"]),
         _tiles(report["metrics"]),
         f'<div class="side">{_section("Metrics", _metrics(report))}<div>{side}</div></div>',
         _section("Probabilities", _grid([*_reliability(report), *_curves(report)])),

@@ -21,9 +21,11 @@ from pipeline.bus import topics
 from pipeline.bus.reading import Span, read
 from pipeline.cli.context import BROKER_WAIT_S
 from pipeline.cli.events import COLUMN_ATTRIBUTE, EventEncoder, avro_names, to_timestamps
+from pipeline.cli.training import _ordered, fingerprint
 from pipeline.cli.wiring import connect
 from pipeline.contracts import Registry
 from pipeline.errors import DataError, SchemaError, UnreachableError
+from pipeline.models.bundle import Bundle
 from pipeline.records import Longs
 from pipeline.retraining import tables
 from pipeline.scoring import fields
@@ -52,8 +54,9 @@ class Source(Protocol):
     #: Schema to read events with, and the registry that knows those they were written with.
     schema: str
     registry: Registry
-    #: Events there will be at most.
+    #: Events there will be at most, and those of the range that are beyond `Range.rows_max`.
     size: int
+    left_out: int
     #: Whether rows have a time; otherwise their order is that of the file.
     timed: bool
 
@@ -111,8 +114,8 @@ class _OneSchema:
             raise SchemaError(f"there is no schema {schema_id}")
         return self.text
 
-    def register(self, subject: str, schema: str) -> int:
-        raise SchemaError(f"{subject}: nothing is registered in an evaluation ({len(schema)} characters)")
+    def register(self, subject: str, schema: str) -> int:  # noqa: ARG002 (contracts.Registry has it)
+        raise SchemaError(f"{subject}: there is nowhere to register it; a file is being read")
 
     def latest(self, _subject: str) -> tuple[int, str] | None:
         return 0, self.text
@@ -128,12 +131,13 @@ class FileSource:
         events = settings.events
         self._encoder = EventEncoder(self.schema, 0, events.id_field, events.key_field, events.time_field)
         table = tables.read(path)
-        self.rows_of_file = table.num_rows
         time_column = self._column(events.time_field, table.column_names) if events.time_field else None
         self.timed = time_column is not None
-        self._first, self._table = _rows_within(path, table, wanted, time_column)
+        self._whole, self._time_column = table, time_column
+        self.first_row, within = _rows_within(path, table, wanted, time_column)
+        self._table = within.slice(0, wanted.rows_max)
         self.size = self._table.num_rows
-        self.whole = self.size == self.rows_of_file
+        self.left_out = within.num_rows - self.size
 
     def check(self, label: str, slices: list[str]) -> None:
         """See Source."""
@@ -151,7 +155,7 @@ class FileSource:
         """See Source."""
         for start in range(0, self.size, CHUNK_ROWS):
             part = self._table.slice(start, CHUNK_ROWS)
-            first = self._first + start
+            first = self.first_row + start
             try:
                 _, values = self._encoder.encode(part, first)
             except DataError as error:
@@ -160,13 +164,20 @@ class FileSource:
 
     def described(self) -> dict[str, Any]:
         """See Source."""
-        rows = {"first_row": self._first, "rows_of_file": self.rows_of_file}
+        rows = {"first_row": self.first_row, "rows_of_file": self._whole.num_rows}
         return {"kind": "file", "name": str(self._path), **rows, "bytes": self._path.stat().st_size}
 
-    def columns_of(self, features: list[str]) -> pa.Table | None:
-        """The columns that event fields come from, of all rows; None if one has none."""
-        found = [self._column(feature, self._table.column_names) for feature in features]
-        return None if None in found else self._table.select(found)
+    def is_data_of(self, bundle: Bundle, label: str) -> bool:
+        """Whether the bundle was made of this very file: its fingerprint is that of the same columns and rows."""
+        wanted = [self._column(feature.name, self._whole.column_names) for feature in bundle.contract.features]
+        known = bundle.training.data_sha256
+        if known is None or None in wanted:
+            return False
+        try:
+            rows = _ordered(self._whole, label, self._time_column)
+        except DataError:
+            return False
+        return fingerprint(rows.select([*wanted, label])) == known
 
     def _column(self, name: str, columns: list[str]) -> str | None:
         """The column of an event field, as EventEncoder finds it."""
@@ -193,7 +204,7 @@ def _rows_within(path: Path, table: pa.Table, wanted: Range, time_column: str | 
             chosen = chosen.filter(keep(times, bound.time_ms))
     if not chosen.num_rows:
         raise DataError(f"{path}: no rows {_told(wanted)}: it has {table.num_rows:,}")
-    return start, chosen.slice(0, wanted.rows_max)
+    return start, chosen
 
 
 # --------------------------------------------------------------------------- a topic
@@ -214,6 +225,7 @@ class TopicSource:
         if not there:
             raise DataError(f"topic {topic}: no records {_told(wanted)}")
         self.size = min(there, wanted.rows_max)
+        self.left_out = there - self.size
 
     def check(self, label: str, slices: list[str]) -> None:
         """See Source."""

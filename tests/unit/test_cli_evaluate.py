@@ -3,6 +3,10 @@
 import asyncio
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from html.parser import HTMLParser
@@ -455,6 +459,63 @@ def test_one_row_is_enough_for_a_page(project: Project) -> None:
     assert found["rows"]["measured"] == 1
     assert "roc_auc" not in found["metrics"]
     assert_holds_all(project.page(), found)
+
+
+def test_rows_the_model_was_trained_on_are_a_warning(folder: Path) -> None:
+    """Of the file itself, until --from leaves them out; of another file there is none. So are rows left unread."""
+    csv.write_csv(orders().drop_columns(["region"]).take(np.arange(ROWS)[::-1]), "orders.csv")
+    csv.write_csv(orders(rows=ROWS - 1), "others.csv")
+    made = CliRunner().invoke(
+        make_app(), ["init", "p", "--data", "orders.csv", "--label", "fraud", "--time", "at", "--id", "id"]
+    )
+    assert made.exit_code == 0, made.output
+
+    def warnings(*arguments: str) -> list[str]:
+        flags = ["--config", "p/pipeline.toml", "evaluate", "--json"]
+        result = CliRunner().invoke(make_app(), [*flags, *arguments])
+        assert result.exit_code == 0, result.output
+        found: list[str] = json.loads(result.stdout)["warnings"]
+        assert all(f"warning: {warning}" in result.stderr for warning in found)
+        assert all(
+            warning.replace("'", "&#x27;") in Path("evaluation/evaluation.html").read_text() for warning in found
+        )
+        return found
+
+    (trained,) = warnings("--data", "orders.csv")
+    assert trained.startswith("the model was trained on the first 960 rows of this very file")
+    assert warnings("--data", "orders.csv", "--from", "960") == []
+    assert warnings("--data", "others.csv") == []
+    (left_out,) = warnings("--data", "others.csv", "--rows-max", "100")
+    assert left_out.startswith("only the first 100 of 1,199 events are read")
+
+
+def test_ctrl_c_leaves_no_half_evaluation(project: Project) -> None:
+    """Exit code 130, nothing written, no traceback."""
+    parquet.write_table(pa.concat_tables([orders()] * 1_000), "many.parquet")
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "pipeline.cli",
+        "evaluate",
+        "--data",
+        "many.parquet",
+        "--rows-max",
+        "1200000",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while not (project.folder / "evaluation").exists():  # made just before the work
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert out == ""
+    assert list((project.folder / "evaluation").iterdir()) == []
 
 
 # --------------------------------------------------------------------------- drift
