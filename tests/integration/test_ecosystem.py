@@ -119,22 +119,27 @@ def shop(made: Path, tmp_path: Path, kafka: str, unique: Callable[[str], str]) -
 
 
 def test_stock_producer_and_consumer_work_against_a_worker(shop: Shop, unique: Callable[[str], str]) -> None:
-    """Events written with confluent-kafka and avro are scored beside replayed ones; avro alone reads every outcome."""
+    """Events written with confluent-kafka and avro are scored beside replayed ones; avro alone reads every outcome.
+
+    Slices are among it, those of the event itself.
+    """
     shop.command("replay", "orders.csv", "--to", str(REPLAYED), "--rate", "0")
     rest = shop.folder / "rest.csv"
     head, *lines = shop.orders.read_text("utf-8").splitlines()
     rest.write_text("\n".join([head, *lines[REPLAYED:]]) + "\n", "utf-8")
-    with shop.worker():
+    with shop.worker(PIPELINE__EVENTS__SLICE_FIELDS="country,card_present"):
         schema = ("--schema", "shop/schemas/event.avsc", "--registry", "shop/registry")
         at = ("--topic", shop.topic("events"), "--bootstrap", shop.kafka)
         assert f"sent {ROWS - REPLAYED} events" in example("producer.py", shop.folder, "rest.csv", *at, *schema)
         found = shop.predictions("shop/registry", unique("reader"))
     assert sorted(p["event_id"] for p in found) == sorted(row["order_no"] for row in shop.rows())
-    times = {row["order_no"]: row["created_at"] for row in shop.rows()}
+    rows = {row["order_no"]: row for row in shop.rows()}
     for prediction in found:
+        row = rows[prediction["event_id"]]
         (score,) = prediction["outputs"]
         assert prediction["label"] == ("1" if score >= 0.5 else "0")
-        assert prediction["event_time"].replace(" ", "T")[:23] == times[prediction["event_id"]][:23]
+        assert prediction["event_time"].replace(" ", "T")[:23] == row["created_at"][:23]
+        assert prediction["slices"] == {name: row[name] for name in ("country", "card_present")}
     assert json.loads(shop.command("status", "--json"))["lag"] == 0
 
 
