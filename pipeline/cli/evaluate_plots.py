@@ -7,9 +7,10 @@ is escaped here, for labels and the values of slices come from data.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from html import escape
 from typing import NamedTuple
+
+import numpy as np
 
 #: Series in the order of their colours (Okabe and Ito 2008: told apart by the colour-blind, too); then they repeat.
 COLOURS = 6
@@ -91,30 +92,44 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 _SECOND, _MINUTE, _HOUR, _DAY = 1_000, 60_000, 3_600_000, 86_400_000
-#: Steps between ticks of a time axis, milliseconds.
-TIME_STEPS_MS = (
+#: Months from the year 0 to 1970, so that ticks are at round years.
+_EPOCH_MONTHS = 1970 * 12
+#: Steps between ticks of a time axis: milliseconds, and months.
+STEPS_MS = (
     *(n * _SECOND for n in (1, 5, 15, 30)),
     *(n * _MINUTE for n in (1, 5, 15, 30)),
     *(n * _HOUR for n in (1, 3, 6, 12)),
-    *(n * _DAY for n in (1, 2, 7, 14, 30, 91, 182, 365, 730, 1826, 3652, 36525)),
+    *(n * _DAY for n in (1, 2, 7, 14)),
 )
+STEPS_MONTHS = (1, 2, 3, 6, 12, 24, 60, 120, 240, 600, 1200)
 
 
 def time_axis(name: str, first_ms: float, last_ms: float, about: int = 4) -> Axis:
-    """An axis of times, milliseconds since the epoch, with ticks at whole seconds, hours, days, ... of UTC."""
+    """An axis of times, milliseconds since the epoch, with ticks at whole seconds, hours, days, months, ... of UTC."""
     span = last_ms - first_ms
-    step = next((s for s in TIME_STEPS_MS if span / s <= about), TIME_STEPS_MS[-1])
-    form = "%H:%M:%S" if step < _MINUTE else "%H:%M" if step < _DAY and span < _DAY else "%m-%d %H:%M"
-    form = "%Y-%m-%d" if step >= _DAY else form
+    step = next((s for s in STEPS_MS if span / s <= about), 0)
+    if step:
+        at = [n * step for n in range(math.ceil(first_ms / step), math.floor(last_ms / step) + 1)]
+    else:
+        first, last = (
+            int(np.datetime64(int(t), "ms").astype("datetime64[M]").astype(int)) for t in (first_ms, last_ms)
+        )
+        months = next((m for m in STEPS_MONTHS if (last - first) / m <= about), STEPS_MONTHS[-1])
+        numbers = range(first + -(first + _EPOCH_MONTHS) % months, last + 1, months)
+        at = [int(np.datetime64(n, "M").astype("datetime64[ms]").astype(int)) for n in numbers]
+    if not step:
+        shown = slice(0, 7)
+    elif step >= _DAY:
+        shown = slice(0, 10)
+    elif span >= _DAY:
+        shown = slice(5, 16)
+    else:
+        shown = slice(11, 16 if step >= _MINUTE else 19)
 
     def text(value_ms: float) -> str:
-        try:
-            return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=value_ms)).strftime(form)
-        except OverflowError:
-            return f"{value_ms:g}"
+        return str(np.datetime64(int(value_ms), "ms"))[shown].replace("T", " ")
 
-    begin, end = math.ceil(first_ms / step), math.floor(last_ms / step)
-    return Axis(name, first_ms, last_ms, text, tuple(n * step for n in range(begin, min(end, begin + 20) + 1)))
+    return Axis(name, first_ms, last_ms, text, tuple(t for t in at if first_ms <= t <= last_ms))
 
 
 def lines(
