@@ -53,7 +53,7 @@ class Calibrator:
     curves: tuple[Curve, ...] = ()
 
     def apply(self, outputs: Floats) -> Floats:
-        """(n, width) float32 probabilities, calibrated; 50 ns a row of one column. Raises ContractError for another width.
+        """(n, width) float32 probabilities, calibrated; 50 ns a row of one column. Raises ContractError if misshapen.
 
         Rows of several columns sum to 1, also where a model's own do not (sigmoids).
         """
