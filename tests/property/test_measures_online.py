@@ -216,3 +216,15 @@ def test_bounds_are_narrow_on_scores_as_they_are() -> None:
     assert found["roc_auc"] == pytest.approx(expected["roc_auc"], abs=5e-4)
     assert found["pr_auc"] == pytest.approx(expected["pr_auc"], abs=5e-3)
     assert found["ece"] == pytest.approx(expected["ece"], abs=1e-3)
+
+
+def test_the_reliability_of_a_tally_is_that_of_its_rows() -> None:
+    """Every row in one bin, the same frequencies as `measure` to a point; a regression has none."""
+    values, truth, times_ms, before = rows(TWO, 3000, 1)
+    found = filled(TWO, (values, truth, times_ms, before)).reliability("total")
+    expected = measure(Scored(values, truth, times_ms), TWO)["reliability"]
+    assert sum(entry["count"] for entry in found) == 3000
+    at = [entry["confidence"] for entry in found]
+    curve = np.interp(at, [e["confidence"] for e in expected], [e["frequency"] for e in expected])
+    assert [entry["frequency"] for entry in found] == pytest.approx(curve, abs=0.05)
+    assert filled(NUMBER, rows(NUMBER, 10, 0)).reliability("total") == []
