@@ -331,6 +331,7 @@ class Worker:
             transactions=Transactions(f"t-{self.slot}") if self.exactly_once else None,
             in_flight_max=64,
             in_flight_max_bytes=1 << 30,
+            companions={},
             deadline_left_s=deadline.left_s,
             start_deadline=deadline.start,
             create_transaction_manager=lambda **_: None,
