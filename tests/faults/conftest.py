@@ -11,8 +11,14 @@ from tests.pipelines import Pipeline, balance
 #: Attacked in both delivery modes in every run; elsewhere at_least_once, which differs in the commit alone, is for
 #: `make matrix`: a run of all tests must stay below 40 minutes on two cores.
 BOTH_MODES = {"test_stops.py", "test_crash_points.py", "test_bad_input.py", "test_cluster.py", "test_disk.py"}
-#: Minutes each: a cluster without a majority, and its return.
-LONG = {"test_all_nodes_are_down", "test_two_of_three_nodes_are_down", "test_too_few_replicas_in_sync"}
+#: Half a minute to a minute and a half each, mostly of waiting: they are for `make matrix`, too.
+LONG = {
+    "test_all_nodes_are_down",
+    "test_two_of_three_nodes_are_down",
+    "test_too_few_replicas_in_sync",
+    "test_a_leader_is_paused",
+    "test_a_worker_joins_while_the_model_is_slow",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
