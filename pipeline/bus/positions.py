@@ -83,7 +83,7 @@ class Positions(base.Consumer):
                 self.loop.call_soon_threadsafe(self._seeking.subtract, list(offsets))
 
         if offsets:
-            await self._ask(request)
+            await asyncio.shield(self._ask(request))  # whoever waits may be cancelled, what is said above must happen
 
     async def _seek(self, partition: TP, offset: int) -> None:
         await self.seek(partition, offset)
