@@ -10,7 +10,7 @@ from tests.pipelines import Pipeline, balance
 
 #: Attacked in both delivery modes in every run; elsewhere at_least_once, which differs in the commit alone, is for
 #: `make matrix`: a run of all tests must stay below 40 minutes on two cores.
-BOTH_MODES = {"test_stops.py", "test_crash_points.py", "test_bad_input.py", "test_cluster.py", "test_disk.py"}
+BOTH_MODES = {"test_crash_points.py", "test_cluster.py", "test_disk.py"}
 #: Half a minute to a minute and a half each, mostly of waiting: they are for `make matrix`, too.
 LONG = {
     "test_all_nodes_are_down",

@@ -4,7 +4,7 @@ A failing seed replays: `pytest tests/property/test_simulation.py --seed 1234`.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from unittest import mock
@@ -22,8 +22,8 @@ from tests.simulation.brokers import Cluster
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
-#: About 40 a second on an idle core.
-SEEDS = 1_000
+#: About 40 a second on an idle core, 10 while coverage is measured; what `make matrix` adds to them.
+SEEDS, SEEDS_MORE = 500, 4_000
 #: A defence that is missing shows within these; most within the first twenty.
 SEEDS_WITHOUT = 400
 
@@ -39,9 +39,20 @@ def silent() -> None:
 def test_schedules_of_faults(mode: str, counted: Callable[..., None], request: pytest.FixtureRequest) -> None:
     """exactly_once: one visible output of each input, in order. Either mode: none lost, all committed, none open."""
     given = request.config.getoption("--seed")
-    seeds = range(SEEDS if mode == "exactly_once" else SEEDS // 4) if given is None else [given]
+    seeds = range(SEEDS if mode == "exactly_once" else SEEDS // 2) if given is None else [given]
     if given is not None:
         structlog.reset_defaults()
+    _run(seeds, mode, counted)
+
+
+@pytest.mark.long
+@pytest.mark.case("F41")
+def test_thousands_of_schedules(counted: Callable[..., None]) -> None:
+    """The same, further on."""
+    _run(range(SEEDS, SEEDS + SEEDS_MORE), "exactly_once", counted)
+
+
+def _run(seeds: Sequence[int], mode: str, counted: Callable[..., None]) -> None:
     failed = {seed: fault for seed in seeds if (fault := schedule.run(seed, exactly_once=mode == "exactly_once"))}
     counted(mode=mode, schedules=len(seeds), failed=len(failed))
     assert not failed

@@ -508,6 +508,7 @@ def test_ctrl_c_leaves_no_half_evaluation(project: Project) -> None:
         while not (project.folder / "evaluation").exists():  # made just before the work
             assert process.poll() is None
             time.sleep(0.01)
+        time.sleep(0.3)  # in the midst of the work, which takes seconds
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     finally:
