@@ -223,9 +223,10 @@ class TransactionalProducer(BatchProducer):
         try:
             send()
         except (DeliveryError, FencedError) as error:
-            cause = error.__cause__.args[0] if isinstance(error.__cause__, KafkaException) else self._errors.fatal
-            if cause is not None:
-                self._judge(cause)
+            known = error.__cause__.args[0] if isinstance(error.__cause__, KafkaException) else self._errors.fatal
+            # Else a delivery report said so. The event that tells of something fatal may be late, and with any record
+            # that was not delivered the transaction cannot be committed (_STATE).
+            self._judge(known or self._reason() or KafkaError(KafkaError._STATE))  # noqa: SLF001 (has no public name)
             raise
         except KafkaException as error:  # raised by poll
             self._judge(error.args[0])
@@ -252,7 +253,7 @@ class TransactionalProducer(BatchProducer):
     def _judge(self, cause: KafkaError) -> None:
         """Raise what follows from a failed call; return if it does not concern the transaction."""
         if cause.code() == KafkaError._FATAL:  # noqa: SLF001 (has no public name)
-            cause = self._fatal_reason() or self._errors.fatal or cause
+            cause = self._reason() or self._errors.fatal or cause
         # _STATE: nothing more can be sent in this transaction, as something in it has failed already.
         if cause.txn_requires_abort() or (self.open and cause.code() == KafkaError._STATE):  # noqa: SLF001
             refused = self._refused or self._refusal(cause)
@@ -270,8 +271,8 @@ class TransactionalProducer(BatchProducer):
         self.aborted = True
         raise TransactionAbortedError(f"transaction aborted: {cause.str()}")
 
-    def _fatal_reason(self) -> KafkaError | None:
-        """What a failure "of something fatal before" failed of: a twin, or ourselves; None if librdkafka does not say.
+    def _reason(self) -> KafkaError | None:
+        """Why nothing more can be sent: a twin, ourselves, a record; None if librdkafka does not say.
 
         It says so to whoever would begin a transaction (rdkafka_txnmgr.c, rd_kafka_txn_require_states0), at once. Its
         event about it may be late, and a producer made in ignorance would fence the twin that has fenced this one.
@@ -280,7 +281,7 @@ class TransactionalProducer(BatchProducer):
             _within(HANGING_S, self._producer.begin_transaction)
         except KafkaException as error:
             reason: KafkaError = error.args[0]
-            return reason if reason.fatal() else None
+            return reason if reason.fatal() or reason.txn_requires_abort() else None
         return None
 
     def _refusal(self, cause: KafkaError) -> DeliveryError | None:

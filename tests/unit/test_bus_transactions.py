@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError
 
 from pipeline.bus import transactions
 from pipeline.errors import TransactionAbortedError
@@ -73,3 +74,26 @@ def test_taking_over_and_aborting_do_not_hang_either(
     producer.abort()
     assert len(clients) == 2
     producer.commit({TopicPartition("t", 0): 1}, None)
+
+
+def test_a_record_that_was_refused_aborts_its_transaction(released: threading.Event) -> None:
+    """Even where nothing but its delivery report says so: the event about something fatal may come later."""
+
+    class Refused:
+        def topic(self) -> str:
+            return "predictions"
+
+        def key(self) -> bytes:
+            return b"k"
+
+        def value(self) -> bytes:
+            return b"v"
+
+    producer, _ = producer_that_hangs("nowhere", released)
+    producer.send("predictions", b"k", b"v")
+    producer._on_delivery(KafkaError(KafkaError.INVALID_PRODUCER_EPOCH), Refused())  # type: ignore[arg-type]
+    with pytest.raises(TransactionAbortedError):
+        producer.send("predictions", b"k", b"v")
+    assert producer.aborted
+    producer.abort()
+    producer.send("predictions", b"k", b"v")
