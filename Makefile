@@ -8,6 +8,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 # Passed on: make test ARGS="-k ledger -x"
 ARGS ?=
+# Tests side by side, each with a Kafka of its own: most of their time is waiting. WORKERS=0: one after the other.
+WORKERS ?= 2
 # Of make soak.
 MINUTES ?= 60
 KILL_EVERY_S ?= 30
@@ -18,7 +20,7 @@ demo: .venv/.ready-run ## Show everything at work on real data, in about a minut
 	$(BIN)/pipeline demo $(ARGS)
 
 test: .venv/.ready-dev ## Run all tests on a real Kafka; coverage must reach 90 %
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
 
 check: .venv/.ready-dev ## Lint, format, strict types, import law
 	$(BIN)/ruff check
@@ -30,7 +32,7 @@ bench: .venv/.ready-dev ## Measure throughput beside a raw echo, a hand-written 
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 matrix: .venv/.ready-dev ## Attack everything and write what was found into docs/matrix.md
-	$(BIN)/python -m pytest -m case --matrix docs/matrix.json $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m case --matrix docs/matrix.json $(ARGS)
 	$(BIN)/python -m tests.matrix
 
 soak: .venv/.ready-dev ## An hour of load with a kill every 30 s; MINUTES=10 KILL_EVERY_S=30

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from tests.matrix import Recorder
+from tests.matrix import Recorder, tell_cases
 
 BOOTSTRAP_VARIABLE = "PIPELINE_TEST_BOOTSTRAP_SERVERS"
 
@@ -21,8 +21,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if path := config.getoption("--matrix"):
+    path = config.getoption("--matrix")
+    if path and not hasattr(config, "workerinput"):  # the workers of pytest-xdist report to the one that began them
         config.pluginmanager.register(Recorder(Path(path)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let every report say which cases of the fault matrix its test shows."""
+    for item in items:
+        tell_cases(item)
 
 
 @pytest.fixture

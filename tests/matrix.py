@@ -6,7 +6,6 @@ A test says which cases it shows with `@pytest.mark.case("F12")`, and what it co
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +117,18 @@ CASES: dict[str, tuple[str, str]] = {
 }
 
 
+#: What a test tells about itself travels in its report, also from the process of another worker (pytest-xdist).
+CASES_PROPERTY, SAYS_PROPERTY = "cases", "says"
+
+
+def tell_cases(item: pytest.Item) -> None:
+    """Put the cases of a test, and what it says of itself, where its report has them."""
+    cases = [case for mark in item.iter_markers("case") for case in mark.args]
+    if cases:
+        says = (item.obj.__doc__ or "").strip().partition("\n")[0]  # type: ignore[attr-defined]
+        item.user_properties += [(CASES_PROPERTY, cases), (SAYS_PROPERTY, says)]
+
+
 class Recorder:
     """pytest plugin behind `--matrix FILE`: writes what the tests with a case found."""
 
@@ -125,24 +136,20 @@ class Recorder:
         self._path = path
         self._rows: dict[str, dict[str, Any]] = {}
 
-    @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item) -> Iterator[None]:
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note outcome, counts and time of a test with a case."""
-        outcome = yield
-        report = outcome.get_result()
-        cases = [case for mark in item.iter_markers("case") for case in mark.args]
-        if not cases:
+        told = dict(report.user_properties)
+        if CASES_PROPERTY not in told:
             return
         row = self._rows.setdefault(
-            item.nodeid,
-            {"cases": cases, "says": (item.obj.__doc__ or "").strip().partition("\n")[0], "counts": []},  # type: ignore[attr-defined]
+            report.nodeid, {"cases": told[CASES_PROPERTY], "says": told[SAYS_PROPERTY], "counts": []}
         )
         if report.when == "call" or report.outcome != "passed":
             row["outcome"] = report.outcome
         if report.when == "call":
             row["seconds"] = round(report.duration, 1)
         if report.when == "teardown":
-            row["counts"] = [value for name, value in item.user_properties if name == "counted"]
+            row["counts"] = [value for name, value in report.user_properties if name == "counted"]
 
     def pytest_sessionfinish(self) -> None:
         """Write the file."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection
 from confluent_kafka import TopicPartition as _TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
@@ -17,6 +17,8 @@ from pipeline.settings import Settings
 #: Topics whose order matters as a whole have one partition: one monitor reads them in one order.
 SINGLE_PARTITION_ROLES = frozenset({"batch_summaries", "retraining_triggers"})
 REQUEST_TIMEOUT_S = 15.0
+#: Between two questions while the coordinator moves: a new one is ready within a second.
+COORDINATOR_PAUSE_S = 0.1
 #: For a moment, when a group is new or its broker has gone: ask again.
 _COORDINATOR_MOVES = frozenset(
     {
@@ -160,19 +162,26 @@ def committed(admin: Admin, group: str, topic: str | None = None) -> dict[TopicP
     if not asked:
         return {}
     consumer = make_consumer(admin.client_options.for_consumer(group), ErrorLog("offsets", quiet=True))
-    deadline = time.monotonic() + REQUEST_TIMEOUT_S
     try:
-        while True:
-            try:
-                answer = consumer.committed(asked, timeout=max(deadline - time.monotonic(), 0.1))
-                break
-            except KafkaException as error:
-                if error.args[0].code() not in _COORDINATOR_MOVES or time.monotonic() >= deadline:
-                    raise UnreachableError(f"group {group}: offsets cannot be listed: {error.args[0].str()}") from error
-                time.sleep(0.1)
+        answer = ask_committed(consumer, group, asked)
     finally:
         consumer.close()
     return {TopicPartition(tp.topic, tp.partition): tp.offset for tp in answer if tp.error is None and tp.offset >= 0}
+
+
+def ask_committed(consumer: Consumer, group: str, asked: list[_TopicPartition]) -> list[_TopicPartition]:
+    """What the coordinator of `group` has committed for `asked`; waits for a coordinator that is on the move.
+
+    Raises UnreachableError once REQUEST_TIMEOUT_S are over.
+    """
+    deadline = time.monotonic() + REQUEST_TIMEOUT_S
+    while True:
+        try:
+            return list(consumer.committed(asked, timeout=max(deadline - time.monotonic(), 0.1)))
+        except KafkaException as error:
+            if error.args[0].code() not in _COORDINATOR_MOVES or time.monotonic() >= deadline:
+                raise UnreachableError(f"group {group}: offsets cannot be read: {error.args[0].str()}") from error
+            time.sleep(COORDINATOR_PAUSE_S)
 
 
 def lag(admin: Admin, group: str, topic: str) -> dict[TopicPartition, int]:

@@ -9,15 +9,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as _TopicPartition
 
 from pipeline.bus.clients import ClientOptions, ErrorLog, make_consumer
+from pipeline.bus.topics import ask_committed
 from pipeline.bus.transactions import TransactionalProducer
 from pipeline.errors import UnreachableError
 from pipeline.records import TopicPartition
-
-REQUEST_TIMEOUT_S = 15.0
 
 
 @dataclass
@@ -49,10 +48,10 @@ class Memory:
     def load(self, partitions: Iterable[int]) -> dict[int, Progress]:
         """Partition -> progress. Raises UnreachableError when the group's coordinator does not answer."""
         asked = [_TopicPartition(self.topic, p) for p in partitions]
-        try:
-            answer = self._consumer.committed(asked, timeout=REQUEST_TIMEOUT_S)
-        except KafkaException as error:
-            raise UnreachableError(f"group {self.group}: offsets cannot be read: {error.args[0].str()}") from error
+        answer = ask_committed(self._consumer, self.group, asked)
+        if refused := [tp for tp in answer if tp.error is not None]:
+            tp = refused[0]
+            raise UnreachableError(f"group {self.group}: partition {tp.partition} cannot be read: {tp.error.str()}")
         return {tp.partition: Progress(max(tp.offset, 0), _parse(tp.metadata)) for tp in answer}
 
     def commit(self, producer: TransactionalProducer, progress: dict[int, Progress]) -> None:
