@@ -82,10 +82,29 @@ class TopicSettings(_Section):
     dead_letters: Name | None = None
     batch_summaries: Name | None = None
     retraining_triggers: Name | None = None
+    labels: Name | None = None
+    outcomes: Name | None = None
+    model_releases: Name | None = None
+    retraining_reports: Name | None = None
     partitions: int = Field(4, ge=1, le=10_000, description="Partitions of topics this pipeline creates")
     replication_factor: int = Field(1, ge=1, le=32767)
     retention_hours: float = Field(168.0, gt=0, le=1_000_000, description="Of topics this pipeline creates")
     create: bool = Field(True, description="Create missing topics at start-up")
+
+
+#: The keys of TopicSettings that name a topic.
+_TOPIC_ROLES = (
+    "events",
+    "predictions",
+    "dead_letters",
+    "batch_summaries",
+    "retraining_triggers",
+    "labels",
+    "outcomes",
+    "model_releases",
+    "retraining_reports",
+)
+_LABEL_TOPIC_ROLES = frozenset({"labels", "outcomes"})
 
 
 class EventSettings(_Section):
@@ -186,6 +205,21 @@ class DriftSettings(_Section):
     state_dir: Path = Field(Path("state"), description="Folder of the monitor's saved state")
 
 
+class LabelSettings(_Section):
+    """Labels that come later, joined to their predictions (role `labels`)."""
+
+    enabled: bool = Field(False, description="Whether labels come: `run all` then runs the role that joins them")
+    wait_hours: float = Field(
+        168.0,
+        gt=0,
+        le=87_600,
+        description="How long a prediction and a label wait for each other; after it a label is counted as an orphan",
+    )
+    state_dir: Path = Field(
+        Path("state"), description="Folder of what waits; 130 bytes of disk for each waiting prediction"
+    )
+
+
 class SupervisorSettings(_Section):
     """What `run all` and `run worker --workers N` do about a process that ends by itself."""
 
@@ -225,6 +259,7 @@ class Settings(_Section):
     scoring: ScoringSettings = ScoringSettings()
     delivery: DeliverySettings = DeliverySettings()
     drift: DriftSettings = DriftSettings()
+    labels: LabelSettings = LabelSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
     observe: ObserveSettings = ObserveSettings()
     #: Folder that relative paths are relative to; set by `load`.
@@ -232,19 +267,19 @@ class Settings(_Section):
 
     @model_validator(mode="after")
     def _topics_differ(self) -> "Settings":
-        names = list(self.topic_names().values())
+        names = [self.topic(role) for role in _TOPIC_ROLES]
         if len(set(names)) != len(names):
             raise ValueError("topics: two roles share one topic name")
         return self
 
     def topic_names(self) -> dict[str, str]:
-        """Role -> topic name, for all topics."""
-        roles = ("events", "predictions", "dead_letters", "batch_summaries", "retraining_triggers")
-        return {role: getattr(self.topics, role) or f"{self.name}.{role.replace('_', '-')}" for role in roles}
+        """Role -> topic name, for all topics that are in use: those of labels only where they are joined."""
+        roles = [role for role in _TOPIC_ROLES if self.labels.enabled or role not in _LABEL_TOPIC_ROLES]
+        return {role: self.topic(role) for role in roles}
 
     def topic(self, role: str) -> str:
-        """Topic name of `role`: events, predictions, dead_letters, batch_summaries, retraining_triggers."""
-        return self.topic_names()[role]
+        """Topic name of `role`, one of the keys of TopicSettings that name a topic."""
+        return getattr(self.topics, role) or f"{self.name}.{role.replace('_', '-')}"
 
     def group(self, role: str) -> str:
         """Consumer group of a role, `<pipeline>-<role>`."""

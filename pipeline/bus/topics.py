@@ -15,7 +15,9 @@ from pipeline.records import TopicPartition
 from pipeline.settings import Settings
 
 #: Topics whose order matters as a whole have one partition: one monitor reads them in one order.
-SINGLE_PARTITION_ROLES = frozenset({"batch_summaries", "retraining_triggers"})
+SINGLE_PARTITION_ROLES = frozenset({"batch_summaries", "retraining_triggers", "model_releases", "retraining_reports"})
+#: A label and a prediction meet by the number of their partition.
+COPARTITIONED_ROLES = ("predictions", "labels")
 REQUEST_TIMEOUT_S = 15.0
 #: Between two questions while the coordinator moves: a new one is ready within a second.
 COORDINATOR_PAUSE_S = 0.1
@@ -119,14 +121,18 @@ def _raise_unless_exists(name: str, error: KafkaException) -> None:
 
 def problems(settings: Settings, existing: Mapping[str, int]) -> list[str]:
     """What is wrong with the topics that exist, one line each; missing ones only where they are not created."""
-    found = []
-    for role, name in settings.topic_names().items():
+    found, names = [], settings.topic_names()
+    for role, name in names.items():
         partitions = existing.get(name)
         if partitions is None:
             if not settings.topics.create:
                 found.append(f"topics.{role}: {name} does not exist; `pipeline topics create` makes it")
         elif role in SINGLE_PARTITION_ROLES and partitions != 1:
             found.append(f"topics.{role}: {name} has {partitions} partitions, needs exactly 1 to keep one order")
+    together = {role: existing.get(names[role]) for role in COPARTITIONED_ROLES if role in names}
+    if len(together) == len(COPARTITIONED_ROLES) and None not in together.values() and len({*together.values()}) > 1:
+        told = " and ".join(f"{names[role]} {count}" for role, count in together.items())
+        found.append(f"topics.labels: {told} partitions: they need equally many, so that a label meets its prediction")
     return found
 
 

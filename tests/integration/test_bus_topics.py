@@ -24,7 +24,7 @@ def admin(kafka: str) -> AdminClient:
 
 def test_a_pipelines_topics_are_created_once(admin: AdminClient, unique: Unique) -> None:
     """All roles' topics, one partition where one order is needed; a second time there is nothing to do."""
-    settings = Settings.model_validate({"name": unique("p"), "topics": {"partitions": 3}})
+    settings = Settings.model_validate({"name": unique("p"), "topics": {"partitions": 3}, "labels": {"enabled": True}})
     names = settings.topic_names()
     assert sorted(topics.create(admin, topics.specs(settings))) == sorted(names.values())
     assert topics.create(admin, topics.specs(settings)) == []
@@ -35,6 +35,10 @@ def test_a_pipelines_topics_are_created_once(admin: AdminClient, unique: Unique)
         "dead_letters": 3,
         "batch_summaries": 1,
         "retraining_triggers": 1,
+        "labels": 3,
+        "outcomes": 3,
+        "model_releases": 1,
+        "retraining_reports": 1,
     }
     assert topics.problems(settings, found) == []
 
@@ -48,7 +52,21 @@ def test_what_does_not_fit_is_named(unique: Unique) -> None:
         "topics.events: p.events does not exist; `pipeline topics create` makes it",
         "topics.batch_summaries: p.batch-summaries has 4 partitions, needs exactly 1 to keep one order",
         "topics.retraining_triggers: p.retraining-triggers has 4 partitions, needs exactly 1 to keep one order",
+        "topics.model_releases: p.model-releases has 4 partitions, needs exactly 1 to keep one order",
+        "topics.retraining_reports: p.retraining-reports has 4 partitions, needs exactly 1 to keep one order",
     ]
+
+
+def test_labels_need_as_many_partitions_as_predictions() -> None:
+    """Else a label would wait at one worker for a prediction that came to another."""
+    settings = Settings.model_validate({"name": "p", "labels": {"enabled": True}})
+    existing = {"p.predictions": 4, "p.labels": 3}
+    assert topics.problems(settings, existing) == [
+        "topics.labels: p.predictions 4 and p.labels 3 partitions: they need equally many, so that a label meets its "
+        "prediction"
+    ]
+    assert topics.problems(settings, {**existing, "p.labels": 4}) == []
+    assert topics.problems(Settings.model_validate({"name": "p"}), existing) == []
 
 
 def test_a_topic_the_broker_refuses_is_a_contract_error(admin: AdminClient, unique: Unique) -> None:
