@@ -11,7 +11,15 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from pipeline.errors import BundleError
 from pipeline.records import Baseline, Feature, FeatureContract, ModelIdentity, OutputContract
@@ -43,6 +51,65 @@ class Architecture(_Part):
         return value
 
 
+class DataRange(_Part):
+    """Events of one partition, from the first to the last offset that was used, both inclusive."""
+
+    topic: str
+    partition: int
+    first_offset: int
+    last_offset: int
+    #: Events used of them.
+    rows: int
+
+
+class DataPart(_Part):
+    """What one part of the data was used for."""
+
+    #: replay: fitted, from before the window; fit; stopping: said when to stop; newest: measured, never learnt from.
+    use: Literal["replay", "fit", "stopping", "newest"]
+    rows: int
+    #: Event times, milliseconds since the epoch.
+    first_time_ms: int
+    last_time_ms: int
+    ranges: tuple[DataRange, ...]
+
+
+class Ancestor(_Part):
+    """A model that this one descends from."""
+
+    model_version: str
+    created_at: str
+
+
+class Provenance(_Part):
+    """All that a retraining was made of: enough to make it again while the topic keeps its events."""
+
+    #: The trigger that asked for it; None for a person or a schedule.
+    trigger_id: str | None = None
+    #: Which labelled events were asked for, as text.
+    window: str
+    parts: tuple[DataPart, ...]
+    #: Events left out: labels that came too late to be known then, events that retention had removed, events that
+    #: the decoder or the validator refused, labels of a class that the model does not know.
+    rows_purged: int = 0
+    rows_gone: int = 0
+    rows_refused: int = 0
+    rows_unknown: int = 0
+    #: "events", "outcomes" -> ids of the Avro schemas that they were written with.
+    schema_ids: dict[str, tuple[int, ...]] = {}
+    #: "pipeline": its version; "git": what `git describe` says of the code that ran, where there is such.
+    code: dict[str, str] = {}
+    #: Name and parameters of the recipe, as plain data.
+    recipe: dict[str, Any] = {}
+    seed: int = 0
+    parent_version: str
+    parent_weights_sha256: Sha256
+    #: The parent first.
+    ancestors: tuple[Ancestor, ...] = ()
+    #: Feature -> how well it alone told the labels apart (0.5 to 1), for the leakage guard of the next retraining.
+    separation: dict[str, float] = {}
+
+
 class Training(_Part):
     """Where the weights come from."""
 
@@ -53,6 +120,16 @@ class Training(_Part):
     metrics: dict[str, float] = {}
     #: Rows: true class, columns: predicted class; counts on the validation rows.
     confusion: tuple[tuple[int, ...], ...] = ()
+    #: None for a model that was not made by `pipeline retrain`.
+    provenance: Provenance | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A model without provenance is written, and gets its version, as before there was any."""
+        found: dict[str, Any] = handler(self)
+        if self.provenance is None:
+            del found["provenance"]
+        return found
 
 
 class FileEntry(_Part):
