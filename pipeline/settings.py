@@ -220,6 +220,130 @@ class LabelSettings(_Section):
     )
 
 
+class GateSettings(_Section):
+    """May a retrained model, the challenger, replace the champion? Both are scored on rows that neither has seen."""
+
+    alpha: float = Field(
+        0.05, ge=0.001, le=0.2, description="Chance that a challenger that is no better is accepted, at most"
+    )
+    loss: Literal["auto", "error", "balanced_error", "log_loss", "absolute_error", "squared_error"] = Field(
+        "auto",
+        description="What the challenger must have less of. auto: error for classes, absolute_error for regression; "
+        "balanced_error and log_loss suit rare classes",
+    )
+    rows_min: int = Field(
+        1000, ge=100, description="Labelled rows to judge by, at least; docs/gate.md says what so many can show"
+    )
+    slice_worse_max: float = Field(
+        0.1, ge=0, description="How much worse a slice may get, as a share of the champion's mean loss on all rows"
+    )
+    log_loss_worse_max: float = Field(
+        0.05, ge=0, description="How much worse the log loss may get, as a share of the champion's"
+    )
+    ece_worse_max: float = Field(
+        0.02, ge=0, le=1, description="By how much the calibration error may grow; 1: by any amount"
+    )
+    latency_ratio_max: float = Field(
+        1.5, gt=0, description="Median time of a batch, as a multiple of the champion's on the same input"
+    )
+    approval: Literal["auto", "manual"] = Field(
+        "auto", description="auto: an accepted challenger is released; manual: it waits for a person's yes"
+    )
+
+
+class RetrainingSettings(_Section):
+    """How `pipeline retrain` makes a successor of the model in service."""
+
+    window_rows: int = Field(
+        20_000, ge=100, le=10_000_000, description="Newest labelled events to train on, unless told otherwise"
+    )
+    rows_max: int = Field(
+        1_000_000, ge=100, le=100_000_000, description="Most labelled events held in memory, whatever is asked for"
+    )
+    newest_share: float = Field(
+        0.2, gt=0, lt=1, description="Share of the window, its newest, that is only judged by and never learnt from"
+    )
+    stopping_share: float = Field(
+        0.125, gt=0, lt=1, description="Share of the rest, its newest, that says when to stop learning"
+    )
+    label_delay_s: float | None = Field(
+        None,
+        ge=0,
+        description="What a label needs, to keep out of training what was not known before the newest part; default: "
+        "the labels' own times",
+    )
+    replay_share: float = Field(
+        0.0, ge=0, lt=1, description="Share of what is learnt from that is drawn from before the window, so as not to "
+        "forget it"
+    )  # fmt: skip
+    replay_reach: float = Field(
+        5.0, gt=0, le=1000, description="How far back replay draws from, in lengths of the window"
+    )
+    start: Literal["warm", "fresh"] = Field(
+        "warm",
+        description="warm: from the weights of the model in service; fresh: from new ones, with new vocabularies and "
+        "classes for the built-in model",
+    )
+    train: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
+        description="Function of your own to train with, my.module:function; see docs/retraining.md",
+    )
+    augment: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
+        description="Function of your own that the built-in recipe passes every batch through",
+    )
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    epochs_max: int = Field(60, ge=1, le=100_000, description="Passes over the data, if it does not stop before")
+    patience: int = Field(8, ge=1, description="Passes without a better loss on the stopping part before it stops")
+    executor: Literal["process", "command"] = Field(
+        "process",
+        description="process: a process of its own on this machine, within the limits below; command: whatever "
+        "`retraining.command` starts",
+    )
+    command: str | None = Field(
+        None,
+        description="Command line that runs `pipeline retrain --request {request}` elsewhere and waits for its end, "
+        "e.g. ray job submit -- pipeline retrain --request {request}",
+    )
+    exchange: Path = Field(
+        Path("state/retraining"), description="Folder for requests and results; with a command, one that both sides see"
+    )
+    nice: int = Field(10, ge=0, le=19, description="Niceness of the process: scoring goes first")
+    threads: int = Field(1, ge=1, le=256, description="Threads of torch and Arrow")
+    memory_max_mb: int = Field(4096, ge=256, description="Memory of the process and its children above which it ends")
+    time_max_s: float = Field(3600.0, gt=0, description="Time after which it is ended; also for a command")
+    producer_field: str | None = Field(
+        None,
+        description='Field that says who sent an event, for the guard against one sender flooding; "key" takes '
+        "the Kafka key up to `producer_separator`",
+    )
+    producer_separator: str = Field(":", min_length=1, max_length=10)
+    producer_share_max: float = Field(0.5, gt=0, le=1, description="Largest share of the window from one sender")
+    duplicates_max: float = Field(0.01, ge=0, le=1, description="Largest share of events whose id came before")
+    separation_max: float = Field(
+        0.95, gt=0.5, le=1, description="How well one feature may tell the labels apart (AUC) that did not do so before"
+    )
+    late_share_max: float = Field(
+        0.01, ge=0, le=1, description="Largest share of events with a time in them that is after their label's"
+    )
+    flips_max: float = Field(
+        0.05, ge=0, le=1, description="Largest share of events whose label the new model denies with confidence, "
+        "beyond what its confidence allows for"
+    )  # fmt: skip
+    outlier_influence_max: float = Field(
+        0.5, gt=0, le=1, description="Largest share that the 1 % of events farthest out may have in the spread"
+    )
+    per_day_max: int = Field(24, ge=1, description="Successors of one model within 24 hours")
+
+    @model_validator(mode="after")
+    def _command_is_there(self) -> "RetrainingSettings":
+        if self.executor == "command" and "{request}" not in (self.command or ""):
+            raise ValueError('command: with executor = "command", a command line with {request} in it')
+        return self
+
+
 class SupervisorSettings(_Section):
     """What `run all` and `run worker --workers N` do about a process that ends by itself."""
 
@@ -260,6 +384,8 @@ class Settings(_Section):
     delivery: DeliverySettings = DeliverySettings()
     drift: DriftSettings = DriftSettings()
     labels: LabelSettings = LabelSettings()
+    gate: GateSettings = GateSettings()
+    retraining: RetrainingSettings = RetrainingSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
     observe: ObserveSettings = ObserveSettings()
     #: Folder that relative paths are relative to; set by `load`.
