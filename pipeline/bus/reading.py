@@ -1,5 +1,6 @@
 """Reading partitions without a consumer group: nothing a person looks at moves anybody's offsets."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -53,6 +54,37 @@ def read(
                 elif _belongs(message, left):
                     batch.append(message)
             yield batch
+    except KafkaException as error:
+        raise UnreachableError(f"topic {topic}: cannot be read: {error.args[0].str()}") from error
+    finally:
+        _close(consumer)
+
+
+def read_to_ends(options: ClientOptions, group: str, topic: str, stop: threading.Event) -> Iterator[list[Message]]:
+    """The committed records of a topic of one partition, from its first one, in lists that each reach its end so far.
+
+    An end as a reader of committed records sees it lies before or behind a transaction, never inside, and so do the
+    ends of the lists. The first comes even if it is empty; later ones when there is something new. Ends within
+    READ_WAIT_S once `stop` is set. Raises as `read`.
+    """
+    ends: list[int] = []
+    follow = {0: Span(0, None)}
+    extra = {"enable_partition_eof": True, "auto_offset_reset": "earliest"}
+    consumer = make_consumer(options.for_consumer(group, **extra), ErrorLog(group))
+    try:
+        consumer.assign([TopicPartition(topic, 0, 0)])
+        records: list[Message] = []
+        begun = False
+        while not stop.is_set():
+            for message in consumer.consume(1, READ_WAIT_S) + consumer.consume(READ_MAX, 0):
+                if message.error() is None:
+                    records.append(message)
+                    continue
+                _at_end(message, topic, follow, ends.append)
+                if ends and (records or not begun):
+                    yield records
+                    records, begun = [], True
+                ends.clear()
     except KafkaException as error:
         raise UnreachableError(f"topic {topic}: cannot be read: {error.args[0].str()}") from error
     finally:

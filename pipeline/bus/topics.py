@@ -48,7 +48,10 @@ def specs(settings: Settings) -> list[TopicSpec]:
     retention_ms = str(int(settings.topics.retention_hours * 3_600_000))
     found = []
     for role, name in settings.topic_names().items():
-        config = {"retention.ms": retention_ms, "cleanup.policy": "delete"}
+        if role == "model_releases":  # a table: the latest record of each key is kept for good
+            config = {"cleanup.policy": "compact"}
+        else:
+            config = {"retention.ms": retention_ms, "cleanup.policy": "delete"}
         if role == "dead_letters":
             config["max.message.bytes"] = str(DEAD_LETTER_BYTES_MAX)
         partitions = 1 if role in SINGLE_PARTITION_ROLES else settings.topics.partitions
@@ -145,6 +148,13 @@ def watermarks(admin: AdminClient, topic: str) -> dict[TopicPartition, tuple[int
     first = _offsets(admin, tps, OffsetSpec.earliest())
     end = _offsets(admin, tps, OffsetSpec.latest())
     return {tp: (first[tp], end[tp]) for tp in first}
+
+
+def offset_since(admin: AdminClient, tp: TopicPartition, time_ms: int) -> int:
+    """First offset of a partition with a timestamp of `time_ms` or later; its end if there is none yet."""
+    asked = [_TopicPartition(*tp)]
+    found = _offsets(admin, asked, OffsetSpec.for_timestamp(time_ms))[tp]
+    return found if found >= 0 else _offsets(admin, asked, OffsetSpec.latest())[tp]
 
 
 def _offsets(admin: AdminClient, tps: list[_TopicPartition], spec: Any) -> dict[TopicPartition, int]:

@@ -155,9 +155,12 @@ class TransactionalProducer(BatchProducer):
             self._sending(lambda: super(TransactionalProducer, self).send(topic, key, value, headers))
 
     def commit(
-        self, offsets: Mapping[TopicPartition, int], group: Any, notes: Mapping[TopicPartition, str] | None = None
+        self,
+        offsets: Mapping[TopicPartition, int] | None = None,
+        group: Any = None,
+        notes: Mapping[TopicPartition, str] | None = None,
     ) -> None:
-        """Commit what was sent together with `offsets` of the consumer group `group` (its metadata).
+        """Commit what was sent, together with `offsets` of the consumer group `group` (its metadata) if there are any.
 
         notes: kept with the offsets, for whoever asks for them (Kafka calls them metadata, too).
 
@@ -174,10 +177,10 @@ class TransactionalProducer(BatchProducer):
         with self._lock:
             self._begin()
             texts = notes or {}
-            positions = [_TopicPartition(*tp, offset, texts.get(tp, "")) for tp, offset in offsets.items()]
+            positions = [_TopicPartition(*tp, offset, texts.get(tp, "")) for tp, offset in (offsets or {}).items()]
             self._sending(lambda: self._unacknowledged(self._timeout_s))
             send_offsets = self._producer.send_offsets_to_transaction
-            late = self._call(min(OFFSETS_S, self._timeout_s), send_offsets, positions, group)
+            late = bool(positions) and self._call(min(OFFSETS_S, self._timeout_s), send_offsets, positions, group)
             # -1: any other timeout would leave librdkafka and the broker of two minds (rdkafka.h).
             late = self._call(self._timeout_s + HANGING_S, self._producer.commit_transaction, -1) or late
             self._began_at = None
