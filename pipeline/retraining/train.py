@@ -23,6 +23,7 @@ from torch.nn import functional
 from pipeline.errors import DataError
 from pipeline.records import FeatureContract
 from pipeline.retraining.targets import Target
+from pipeline.retraining.warm import restandardise
 
 #: The class of the environment that `fit` makes; it is handed in, so that this room needs no other.
 MakeModule = Callable[..., nn.Module]
@@ -34,6 +35,8 @@ ROWS_MIN = 50
 #: Steps an epoch, about: with it, effort does not grow with the data. 60 epochs are 15,000 steps of ~0.5 ms.
 STEPS_PER_EPOCH = 256
 BATCH_MIN, BATCH_MAX = 32, 8192
+#: A batch (inputs, goal, a generator of its own) as it is to be learnt instead: the same keys and dtypes.
+Augment = Callable[[dict[str, Tensor], Tensor, torch.Generator], tuple[dict[str, Tensor], Tensor]]
 #: Share of categories shown as "unknown" in training, so that this embedding learns what is usual.
 UNKNOWN_SHARE = 0.01
 
@@ -103,6 +106,34 @@ def fit(
         return Fitted(module, arguments, _descend(module, tensors, goal, rows_fit, loss, recipe, progress))
 
 
+def fine_tune(
+    module: nn.Module,
+    inputs: Mapping[str, npt.NDArray[Any]],
+    target: Target,
+    rows_fit: int,
+    recipe: Recipe,
+    progress: Progress = lambda _epoch, _most, _loss: None,
+    augment: Augment | None = None,
+    *,
+    keep_first: bool = True,
+) -> int:
+    """Train a module that is there already, on the first `rows_fit` rows, stop by the rest; epochs to its best.
+
+    module: of any architecture, changed in place. inputs: as it takes them; sequences padded to one length.
+    keep_first: 0 epochs and the weights as they were, if none did better on the stopping slice; else the weights are
+    new ones, and the first epoch is better than none. What standardises numbers is set anew (warm.py).
+    """
+    with _one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        goal = torch.from_numpy(target.values)
+        for parameter in module.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        restandardise(module, tensors, goal, rows_fit, regression=target.task == "regression")
+        loss = _Loss(target, rows_fit)
+        return _descend(module, tensors, goal, rows_fit, loss, recipe, progress, augment, keep_first=keep_first)
+
+
 def _descend(
     module: nn.Module,
     tensors: Mapping[str, Tensor],
@@ -111,14 +142,20 @@ def _descend(
     loss: "_Loss",
     recipe: Recipe,
     progress: Progress,
+    augment: Augment | None = None,
+    *,
+    keep_first: bool = False,
 ) -> int:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019) until the stopping loss gets no better."""
-    optimiser = torch.optim.AdamW(
-        module.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )
+    learnt = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(learnt, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+    generator = torch.Generator().manual_seed(recipe.seed)
     batch = int(np.clip(2 ** round(np.log2(max(rows_fit / STEPS_PER_EPOCH, 1))), BATCH_MIN, BATCH_MAX))
     stopping = {name: tensor[rows_fit:] for name, tensor in tensors.items()}
     best, best_epoch, best_state, epoch = float("inf"), 0, _state(module), 0
+    if keep_first:
+        first = _stopping_loss(module, stopping, goal[rows_fit:], loss)
+        best = first if np.isfinite(first) else best
     for epoch in range(1, recipe.epochs_max + 1):
         module.train()
         for rows in torch.split(torch.randperm(rows_fit), batch):
@@ -126,22 +163,27 @@ def _descend(
             if "categories" in part:
                 codes = part["categories"]
                 part["categories"] = codes.masked_fill(torch.rand(codes.shape) < UNKNOWN_SHARE, 0)
+            part, wanted = (part, goal[rows]) if augment is None else augment(part, goal[rows], generator)
             optimiser.zero_grad()
-            torch.autograd.backward(loss.weighted(module(part), goal[rows]))
+            torch.autograd.backward(loss.weighted(module(part), wanted))
             optimiser.step()
-        module.eval()
-        with torch.inference_mode():
-            now = loss.plain(module(stopping), goal[rows_fit:])
+        now = _stopping_loss(module, stopping, goal[rows_fit:], loss)
         progress(epoch, recipe.epochs_max, now)
         if now < best:
             best, best_epoch, best_state = now, epoch, _state(module)
         elif epoch - best_epoch >= recipe.patience:
             break
-    if best_epoch == 0:
+    if best_epoch == 0 and not np.isfinite(best):
         raise DataError("training came to no finite loss; look for huge values among the features or the label")
     module.load_state_dict(best_state)
     module.eval()
     return best_epoch
+
+
+def _stopping_loss(module: nn.Module, stopping: Mapping[str, Tensor], goal: Tensor, loss: "_Loss") -> float:
+    module.eval()
+    with torch.inference_mode():
+        return loss.plain(module(stopping), goal)
 
 
 class _Loss:
