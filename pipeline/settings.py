@@ -333,7 +333,7 @@ class RetrainingSettings(_Section):
         "beyond what its confidence allows for"
     )  # fmt: skip
     outlier_influence_max: float = Field(
-        0.5, gt=0, le=1, description="Largest share that the 1 % of events farthest out may have in the spread"
+        0.3, gt=0, le=1, description="Largest share that the 1 % of events farthest out may have in the spread"
     )
     per_day_max: int = Field(24, ge=1, description="Successors of one model within 24 hours")
 
@@ -363,11 +363,16 @@ class ObserveSettings(_Section):
         9464,
         ge=0,
         le=65435,
-        description="Monitor's port; worker i serves on port + i (i from 1). 0: a free port, named in the log",
+        description="Monitor's port; worker i serves on port + i (i from 1), labels i on port + 80 + i. 0: a free port, "
+        "named in the log",
     )
     enabled: bool = True
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
+
+    def port_of(self, role: str, slot: int) -> int:
+        """Where a role's process serves."""
+        return self.port + (slot + 80 if role == "labels" else slot if role == "worker" else 0) if self.port else 0
 
 
 class Settings(_Section):
