@@ -1,7 +1,11 @@
-"""From rows to a trained model:
+"""From rows to a trained model, and whether it may replace the one at work:
 
 tables.py    a CSV or Parquet file as an Arrow table
 features.py  columns -> feature contract: kinds, vocabularies, what becomes of missing values
 targets.py   the label column -> what is learnt: classes or a number
 train.py     the built-in recipe: time-ordered split, early stopping, fixed seeds
+findings.py  what one check found
+gate.py      may the challenger replace the champion?
+comparing.py losses of both on the same rows, and bounds of their difference
+latency.py   how long a batch takes each of the two
 """
