@@ -116,7 +116,7 @@ def _rank_correlation(values: Numbers, truth: Numbers) -> float | None:
     if len(values) < 2 * CLASS_ROWS_MIN or np.ptp(values) == 0 or np.ptp(truth) == 0:
         return None
     ranks = np.stack([_mean_ranks(values), _mean_ranks(truth)])
-    return float((1 + abs(np.corrcoef(ranks)[0, 1])) / 2)
+    return float((1 + abs(np.asarray(np.corrcoef(ranks))[0, 1])) / 2)
 
 
 def _mean_ranks(values: Numbers) -> Numbers:

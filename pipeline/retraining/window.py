@@ -179,9 +179,9 @@ def wanted_messages(rows: pa.Table) -> Mapping[int, Longs]:
     return {p: np.unique(offsets[partitions == p]) for p in np.unique(partitions).tolist()}
 
 
-def place(partition: int, offsets: Sequence[int]) -> Longs:
-    """As `places`, of n events of one partition."""
-    found: Longs = (np.int64(partition) << _OFFSET_BITS) | np.asarray(offsets, np.int64)
+def place(partitions: Sequence[int], offsets: Sequence[int]) -> Longs:
+    """As `places`, of n events."""
+    found: Longs = (np.asarray(partitions, np.int64) << _OFFSET_BITS) | np.asarray(offsets, np.int64)
     return found
 
 
