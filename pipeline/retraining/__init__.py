@@ -8,4 +8,5 @@ findings.py  what one check found
 gate.py      may the challenger replace the champion?
 comparing.py losses of both on the same rows, and bounds of their difference
 latency.py   how long a batch takes each of the two
+reports.py   the verdict as a record of NAME.retraining-reports
 """
