@@ -344,6 +344,18 @@ class RetrainingSettings(_Section):
         return self
 
 
+class ReleaseSettings(_Section):
+    """Where released bundles are kept, for workers to fetch."""
+
+    store: str = Field(
+        "releases",
+        min_length=1,
+        description="Folder or URL (any of fsspec's, such as s3://bucket/models) that `pipeline model release` copies "
+        "bundles to; a relative folder is each reader's own project folder's",
+    )
+    cache_dir: Path = Field(Path("state/models"), description="Folder of fetched bundles; the last few are kept")
+
+
 class SupervisorSettings(_Section):
     """What `run all` and `run worker --workers N` do about a process that ends by itself."""
 
@@ -391,6 +403,7 @@ class Settings(_Section):
     labels: LabelSettings = LabelSettings()
     gate: GateSettings = GateSettings()
     retraining: RetrainingSettings = RetrainingSettings()
+    releases: ReleaseSettings = ReleaseSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
     observe: ObserveSettings = ObserveSettings()
     #: Folder that relative paths are relative to; set by `load`.
