@@ -9,6 +9,8 @@
     evidence.py    KL, PSI, severity, advice, trigger
     monitor.py     all of it together; pure and restartable
     station.py     the monitor with its durable state, for an agent
+    errors.py      the same detector on a model's errors, once labels are there
+    verdict.py     real drift (errors moved) or virtual (inputs alone), and what to do
 
 River is imported by detector.py, so by DriftMonitor and MonitorStation only: they are loaded on first use.
 """
