@@ -67,20 +67,19 @@ class Log:
 
     # -- outcomes ---------------------------------------------------------------------------------
 
-    def labelled(self, wanted: Wanted, rows_before: int, progress: Progress, since_ms: int | None = None) -> pa.Table:
+    def labelled(self, wanted: Wanted, rows_before: int, progress: Progress, changed_ms: int | None = None) -> pa.Table:
         """Labelled events in order of time: those wanted, and about `rows_before` older ones if there are.
 
-        since_ms: none of them is older, where that is known (a trigger's change). Raises DataError without any.
+        changed_ms: none of those wanted is older, where that is known (a trigger's change). Raises DataError if there
+        are none.
         """
         rows_max = self._settings.retraining.rows_max
         if wanted.last is not None:
             rows = self._newest(min(wanted.last + rows_before, rows_max), progress)
-        elif wanted.since_ms is not None:
-            found = self._newest(TAIL_ROWS, lambda _read, _size: None)
-            newest_ms = int(found.column(window.TIME_MS)[-1].as_py()) if found.num_rows else 0
-            reach = 1 + (self._settings.retraining.replay_reach if rows_before else 0)
-            rows = self._since(newest_ms - int(wanted.since_ms * reach), rows_max, progress)
         else:
+            since_ms = wanted.from_ms if wanted.before_ms is None else self._newest_ms() - wanted.before_ms
+            since_ms = changed_ms if since_ms is None else since_ms
+            # How many events came before a moment is not known: all of them are looked at, the newest kept.
             rows = self._since(None if rows_before else since_ms, rows_max, progress)
         if not rows.num_rows:
             raise DataError(
@@ -88,6 +87,11 @@ class Log:
                 "and been joined (labels.enabled, `pipeline run labels`)"
             )
         return rows
+
+    def _newest_ms(self) -> int:
+        """Time of the newest labelled event, or nearly: labels come in any order."""
+        found = self._newest(TAIL_ROWS, lambda _read, _size: None)
+        return int(found.column(window.TIME_MS)[-1].as_py()) if found.num_rows else 0
 
     def _newest(self, rows: int, progress: Progress) -> pa.Table:
         """The newest of the last outcomes of each partition, read further back until they are `rows` or all."""

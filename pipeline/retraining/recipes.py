@@ -83,11 +83,11 @@ def fresh(job: Job, make_module: MakeModule, augment: Augment | None = None) -> 
     return Trained(module, job.arguments, epochs=epochs)
 
 
-def fresh_tabular(job: Job, make_module: MakeModule) -> Trained:
+def fresh_tabular(job: Job, make_module: MakeModule, augment: Augment | None = None) -> Trained:
     """Built in, for TabularMLP: new weights, and as many categories and outputs as the job's contract has."""
     hidden = tuple(job.arguments.get("hidden", job.recipe.hidden))
     recipe = replace(job.recipe, hidden=hidden)
-    made = fit(make_module, job.inputs, job.target, job.contract, job.rows_fit, recipe, job.progress)
+    made = fit(make_module, job.inputs, job.target, job.contract, job.rows_fit, recipe, job.progress, augment)
     return Trained(made.module, made.arguments, epochs=made.epochs)
 
 

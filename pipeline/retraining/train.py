@@ -82,6 +82,7 @@ def fit(
     rows_fit: int,
     recipe: Recipe,
     progress: Progress = lambda _epoch, _most, _loss: None,
+    augment: Augment | None = None,
 ) -> Fitted:
     """Fit on the first `rows_fit` rows of `inputs`, stop by the rest.
 
@@ -103,7 +104,7 @@ def fit(
         goal = torch.from_numpy(target.values)
         _standardise(module, tensors, goal, rows_fit, target)
         loss = _Loss(target, rows_fit)
-        return Fitted(module, arguments, _descend(module, tensors, goal, rows_fit, loss, recipe, progress))
+        return Fitted(module, arguments, _descend(module, tensors, goal, rows_fit, loss, recipe, progress, augment))
 
 
 def fine_tune(

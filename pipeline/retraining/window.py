@@ -8,6 +8,7 @@ have outcomes of the same events, of which one is kept.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,16 @@ def facts(outcomes: pa.RecordBatch) -> pa.Table:
         outcomes.column("offset").cast(pa.int64()),
     ]
     return pa.Table.from_arrays(columns, schema=FACTS)
+
+
+def with_truth(rows: pa.Table, kind: Literal["classification", "regression"]) -> pa.Table:
+    """Rows that have a class, or a finite number. Raises DataError if none has: the labels are of the other kind."""
+    good = pc.is_valid(rows.column(LABEL)) if kind == "classification" else pc.is_finite(rows.column(VALUE))
+    found = rows.filter(good)
+    if not found.num_rows:
+        what = "a class (field `label`)" if kind == "classification" else "a number (field `value`)"
+        raise DataError(f"none of the {rows.num_rows:,} outcomes has {what}, which the model learns from")
+    return found
 
 
 def places(rows: pa.Table) -> Longs:
@@ -113,7 +124,9 @@ class Wanted:
     #: The newest n.
     last: int | None = None
     #: Those of the last so many milliseconds before the newest labelled event.
-    since_ms: int | None = None
+    before_ms: int | None = None
+    #: Those since a moment.
+    from_ms: int | None = None
     #: Those in these offsets.
     ranges: tuple[OffsetRange, ...] = ()
 
@@ -123,8 +136,9 @@ def chosen(rows: pa.Table, wanted: Wanted) -> tuple[pa.Table, pa.Table]:
     times = rows.column(TIME_MS).to_numpy()
     if wanted.ranges:
         inside = within(rows, wanted.ranges)
-    elif wanted.since_ms is not None and len(times):
-        inside = times >= times[-1] - wanted.since_ms
+    elif wanted.from_ms is not None or wanted.before_ms is not None:
+        newest = times[-1] if len(times) else 0
+        inside = times >= (newest - (wanted.before_ms or 0) if wanted.from_ms is None else wanted.from_ms)
     else:
         inside = np.arange(len(times)) >= len(times) - (wanted.last or len(times))
     if not inside.any():
