@@ -59,7 +59,7 @@ def write_files(path: Path, files: Mapping[str, bytes], *, overwrite: bool = Fal
     new, old = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("new", "old"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(new)
+        remove(new)
         writer(new, files)
         # A folder cannot be renamed over another: between these two lines there is none, but never half a one.
         if path.is_dir() and not path.is_symlink():
@@ -69,10 +69,10 @@ def write_files(path: Path, files: Mapping[str, bytes], *, overwrite: bool = Fal
     except OSError as error:
         raise BundleError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
-        _remove(new)
+        remove(new)
         if not path.exists() and old.exists():
             old.rename(path)
-        _remove(old)
+        remove(old)
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
@@ -290,11 +290,13 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete what is there, if anything is: a file, a link, a folder with all in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
 
 
 def _one_line(error: BaseException) -> str:
