@@ -159,7 +159,7 @@ class ErrorWatch:
         }
 
     def load(self, state: dict[str, Any]) -> bool:
-        """Continue as if the watch that gave `state_dict` had never stopped; False, undone, if it is another model's."""
+        """Go on as if the watch that gave `state_dict` had never stopped; False, undone, if it is another model's."""
         if state["of"] != [asdict(self.identity), self._signal]:
             return False
         self._taken = {(topic, partition): offset for topic, partition, offset in state["taken"]}
