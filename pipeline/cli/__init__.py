@@ -39,6 +39,7 @@ COMMANDS = {
     "dead-letters": Command("dead_letters", "app", "List what could not be scored, and send it again."),
     "model": Command("model", "app", "Train, pack, verify and show model bundles."),
     "evaluate": Command("evaluate", "evaluate", "Measure a model on a file or a range of a topic; write a report."),
+    "quality": Command("quality", "quality", "Show how good the models are now, by the labels that came lately."),
     "gate": Command("gate", "gate", "Judge whether a challenger may replace the champion, by labelled rows of a file."),
     "retrain": Command("retrain", "retrain", "Train a successor of the model in service on labelled events."),
     "verify": Command("verify", "verify", "Run this pipeline under load and faults, and count every event."),

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 from rich.text import Text
 
 from pipeline import __version__, measures
@@ -240,20 +241,25 @@ def _show(result: dict[str, Any]) -> None:
     names = ("metric", "here", "when packed")
     console.print(table(f"on {rows['measured']:,} rows", names, metrics, right=names[1:]))
     if gaps := widest(result["gaps"]):
-        columns = ("slice", "measure", "in it", "in the rest", "difference", "95 % interval", "rows")
-        shown = [
-            (
-                f"{gap['field']} = {gap['value'] or '(empty)'}",
-                gap["measure"],
-                f"{gap['value_of_slice']:.4g}",
-                f"{gap['of_rest']:.4g}",
-                f"{gap['difference']:+.4g}",
-                f"{gap['low']:+.4g} to {gap['high']:+.4g}",
-                f"{gap['rows']:,}",
-            )
-            for gap in gaps[:GAPS_SHOWN]
-        ]
-        console.print(table("widest gaps whose interval leaves 0 out", columns, shown, right=columns[2:]))
+        console.print(gaps_table(gaps[:GAPS_SHOWN]))
+
+
+def gaps_table(gaps: list[dict[str, Any]], title: str = "widest gaps whose interval leaves 0 out") -> Table:
+    """Gaps as measures.slices gives them, a line each."""
+    columns = ("slice", "measure", "in it", "in the rest", "difference", "95 % interval", "rows")
+    shown = [
+        (
+            f"{gap['field']} = {gap['value'] or '(empty)'}",
+            gap["measure"],
+            f"{gap['value_of_slice']:.4g}",
+            f"{gap['of_rest']:.4g}",
+            f"{gap['difference']:+.4g}",
+            f"{gap['low']:+.4g} to {gap['high']:+.4g}",
+            f"{gap['rows']:,}",
+        )
+        for gap in gaps
+    ]
+    return table(title, columns, shown, right=columns[2:])
 
 
 def widest(gaps: list[dict[str, Any]]) -> list[dict[str, Any]]:
