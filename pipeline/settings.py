@@ -243,6 +243,9 @@ class GateSettings(_Section):
     ece_worse_max: float = Field(
         0.02, ge=0, le=1, description="By how much the calibration error may grow; 1: by any amount"
     )
+    refused_share_max: float = Field(
+        0.001, ge=0, le=1, description="Share of the events that the champion takes which the challenger may refuse"
+    )
     latency_ratio_max: float = Field(
         1.5, gt=0, description="Median time of a batch, as a multiple of the champion's on the same input"
     )

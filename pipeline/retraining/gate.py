@@ -117,6 +117,16 @@ def judge(
     return Verdict(accepted, approval, tuple(checks), loss, bounds, slices, *reports)
 
 
+def refusals(champion_only: int, both: int, settings: GateSettings) -> Finding:
+    """A guard: of the events that the champion scored, those that the challenger's contract refuses.
+
+    They are missing among the rows that `judge` sees, and would become dead letters. both: how many both scored.
+    """
+    share = champion_only / max(champion_only + both, 1)
+    told = f"of {champion_only + both:,} events that the champion takes, the challenger refuses {champion_only:,}"
+    return Finding("refusals", share <= settings.refused_share_max, share, settings.refused_share_max, told)
+
+
 def _check_same_rows(champion: Contestant, challenger: Contestant) -> None:
     for one in (champion, challenger):
         check(one.scored, one.output)
@@ -143,7 +153,9 @@ def _rows(bounds: Bounds, loss: str, settings: GateSettings) -> Finding:
 
 def _better(bounds: Bounds, loss: str, before: float) -> Finding:
     told = f"{_named(loss)} {before:.4g} -> {before + bounds.mean:.4g}, {_interval(bounds)}"
-    ending = "lower, and not by chance" if bounds.high < 0 else "which chance may explain"
+    ending = "by chance, perhaps"
+    if bounds.high < 0 or bounds.low > 0:
+        ending = f"{'lower' if bounds.high < 0 else 'higher'}, and not by chance"
     return Finding("better", bounds.high < 0, bounds.high, 0.0, f"{told}: {ending}")
 
 

@@ -30,25 +30,28 @@ class Latency:
 def measure_latency(
     champion: Model,
     challenger: Model,
-    batches: Sequence[tuple[Arrays, Arrays]],
+    batches: Sequence[tuple[Sequence[Arrays], Sequence[Arrays]]],
     *,
     pairs: int = PAIRS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Latency:
     """Time both models on the same batches, in turns, so that what slows the machine down slows both.
 
-    batches: the inputs of each of the two for the same events, 1 pair or more; gone through until there are `pairs`.
-    Who goes first changes from pair to pair: the second finds caches warm. Each has a first call that does not count.
+    batches: what each of the two is called with for the same events, one call for each shape; one batch or more, gone
+    through until there are `pairs`. Who goes first changes from pair to pair: the second finds caches warm. A first
+    round does not count.
     """
     models = (champion, challenger)
     for which in (0, 1):
-        models[which].score(batches[0][which])
+        for inputs in batches[0][which]:
+            models[which].score(inputs)
     seconds = np.empty((pairs, 2))
     for pair in range(pairs):
         batch = batches[pair % len(batches)]
         for which in (0, 1) if pair % 2 == 0 else (1, 0):
             started = clock()
-            models[which].score(batch[which])
+            for inputs in batch[which]:
+                models[which].score(inputs)
             seconds[pair, which] = clock() - started
     return Latency(seconds[:, 0], seconds[:, 1])
 

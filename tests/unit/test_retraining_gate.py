@@ -319,8 +319,10 @@ def test_latency_is_measured_in_turns_on_the_same_batches() -> None:
         model = Logged(FeatureContract((Feature("x", "number"),), NUMBER))
         model.name = name
         models.append(model)
-    batches = [({"numbers": np.ones((n, 1), np.float32)}, {"numbers": np.ones((n, 1), np.float32)}) for n in (3, 5)]
-    found = measure_latency(models[0], models[1], batches, pairs=4, clock=lambda: float(next(now)))
+    three, five = ([{"numbers": np.ones((n, 1), np.float32)}] for n in (3, 5))
+    found = measure_latency(
+        models[0], models[1], [(three, three), (five, five)], pairs=4, clock=lambda: float(next(now))
+    )
     assert calls == [
         ("old", 3), ("new", 3),
         ("old", 3), ("new", 3), ("new", 5), ("old", 5), ("old", 3), ("new", 3), ("new", 5), ("old", 5),

@@ -1,0 +1,83 @@
+"""The same rows through two models: what either cannot score is left out for both, and counted."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from pipeline.cli.evaluate_scoring import Outcome, Rows, Scorer, _Parts
+from pipeline.cli.evaluate_source import Source
+from pipeline.errors import DataError
+from pipeline.records import Longs
+from pipeline.retraining.latency import Arrays
+
+#: Batches kept to time the models on: a few thousand rows that neither has in its cache by heart.
+BATCHES_MAX = 4
+
+Batch = tuple[list[Arrays], list[Arrays]]
+
+
+@dataclass
+class Both:
+    """What two models made of the same events."""
+
+    champion: Rows
+    challenger: Rows
+    #: Events that only one of them could score.
+    champion_only: int
+    challenger_only: int
+    #: Inputs of both for the same events, as `retraining.latency.measure_latency` takes them.
+    batches: list[Batch] = field(default_factory=list)
+
+
+def score_both(
+    source: Source,
+    scorers: tuple[Scorer, Scorer],
+    label: str,
+    slices: list[str],
+    batch_max: int,
+    on_read: Callable[[int], None] = lambda _rows: None,
+) -> Both:
+    """Read everything once, score it with champion and challenger, put it in order of time.
+
+    Raises DataError when there is no event that both can score, or none of those has a truth.
+    """
+    parts = tuple(_Parts(scorer.model, label, slices, ()) for scorer in scorers)
+    alone, batches = [0, 0], list[Batch]()
+    for chunk in source.chunks():
+        outcomes = [scorer.score(chunk.values) for scorer in scorers]
+        common = np.intersect1d(outcomes[0].scored_rows, outcomes[1].scored_rows, assume_unique=True)
+        for which, (part, outcome) in enumerate(zip(parts, outcomes, strict=True)):
+            alone[which] += len(outcome.scored_rows) - len(common)
+            part.add(chunk, _restricted(outcome, common), timed=source.timed)
+        if not batches:
+            batches = list(_batches(outcomes, common, batch_max))
+        on_read(parts[0].read)
+    if not batches:
+        told = "; ".join(f"{reason}: {message}" for part in parts for reason, message in part.examples.items())
+        raise DataError(f"none of the {parts[0].read:,} events could be scored by both models ({told})")
+    champion, challenger = (part.joined() for part in parts)
+    return Both(champion, challenger, alone[0], alone[1], batches)
+
+
+def _restricted(outcome: Outcome, rows: Longs) -> Outcome:
+    """The same with the outputs of some rows only."""
+    return replace(outcome, scored_rows=rows, outputs=outcome.outputs[np.searchsorted(outcome.scored_rows, rows)])
+
+
+def _batches(outcomes: list[Outcome], common: Longs, batch_max: int) -> Iterator[Batch]:
+    """Full batches of the common rows; one that is not full if there is no other."""
+    full = len(common) // batch_max * batch_max or len(common)
+    for start in range(0, min(full, BATCHES_MAX * batch_max), batch_max):
+        rows = common[start : start + batch_max]
+        yield _inputs(outcomes[0], rows), _inputs(outcomes[1], rows)
+
+
+def _inputs(outcome: Outcome, rows: Longs) -> list[Arrays]:
+    """What the model is called with for some rows, one mapping for each shape they have."""
+    found = list[Arrays]()
+    for inputs in outcome.checked.inputs:
+        chosen = np.isin(outcome.decoded.rows[inputs.rows], rows)
+        if chosen.any():
+            found.append({name: array[chosen] for name, array in inputs.arrays.items()})
+    return found
