@@ -1,0 +1,99 @@
+"""The drift monitor: batch summaries in, retraining triggers out."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import structlog
+
+from pipeline import codec, drift, observe
+from pipeline.bus import batch_topic, topics
+from pipeline.bus.clients import ClientOptions, make_admin
+from pipeline.bus.reading import record_batches
+from pipeline.models import bundle as bundles
+from pipeline.records import RecordBatch
+from pipeline.settings import Settings
+from pipeline.topology.role import Role, is_current, make_app, once_reachable, prepare_topics, until_fault
+from pipeline.topology.worker import checked_bundle
+
+log = structlog.get_logger(__name__)
+
+
+def make_station(
+    settings: Settings, bundle: bundles.Bundle, metrics: observe.Metrics, decode: Callable[[bytes], dict[str, Any]]
+) -> Any:
+    """The drift monitor of the bundle's model, its state loaded, its folder held. Raises FencedError."""
+    monitor = drift.DriftMonitor(
+        bundle.baseline,
+        pipeline=settings.name,
+        model_id=bundle.model_id,
+        model_version=bundle.model_version,
+        settings=drift.MonitorSettings(
+            settings.drift.delta, settings.drift.cooldown_events, settings.drift.window_events
+        ),
+        now_ms=lambda: int(time.time() * 1000),
+    )
+    path = settings.path(settings.drift.state_dir) / "monitor.state"
+    # Offsets mean something on one cluster and topic only, and not on a later topic of the same name.
+    source = topics.identity(make_admin(ClientOptions.from_settings(settings)), settings.topic("batch_summaries"))
+    return drift.MonitorStation(monitor, path, decode, source=source, observer=metrics)
+
+
+async def build_monitor(role: Role) -> None:
+    """Wire the drift monitor: summaries in, one trigger a drift out; state saved when both are committed."""
+    settings, metrics = role.settings, role.metrics
+    schema = codec.event_schema(settings)
+    bundle = await asyncio.to_thread(checked_bundle, settings, schema)
+    await prepare_topics(settings)
+    registry = codec.registry_of(settings)
+    rows = codec.RowCodec(registry)
+    trigger_schema = codec.load_schema("retraining-trigger")
+    trigger_topic = settings.topic("retraining_triggers")
+    subject = f"{trigger_topic}-value"
+    trigger_id = await once_reachable("waiting for the registry", lambda: registry.register(subject, trigger_schema))
+    station = await asyncio.to_thread(make_station, settings, bundle, metrics, rows.decode)
+    role.closers.append(station.close)
+
+    def committed(outcome: str) -> None:
+        for trigger in station.keep() if outcome == "ok" else ():
+            metrics.trigger(trigger.severity)
+            log.warning(
+                "retraining trigger",
+                trigger_id=trigger.trigger_id,
+                severity=trigger.severity,
+                signals=[s.signal for s in trigger.signals],
+            )
+
+    app = make_app(role, committed)
+
+    async def send(trigger: Any) -> None:
+        value = rows.encode(trigger_id, trigger_schema, drift.trigger_to_dict(trigger))
+        await asyncio.to_thread(app.producer.batch.send, trigger_topic, trigger.trigger_id.encode(), value)
+
+    summaries = settings.topic("batch_summaries")
+
+    @app.agent(batch_topic(app, summaries))
+    async def watch(stream: Any) -> None:
+        app.consumer.commit_guard = lambda: station.between_batches
+        await until_fault(role, station.run(stream.noack().events(), _Summaries(app, summaries), send))
+
+
+class _Summaries:
+    """What the station asks of the consumer (drift.station.Place)."""
+
+    def __init__(self, app: Any, topic: str) -> None:
+        self._app, self._topic = app, topic
+
+    def is_current(self, delivery: Any) -> bool:
+        return is_current(self._app.consumer, delivery)
+
+    def reading(self, delivery: Any) -> int:
+        return int(delivery.message.generation_id)
+
+    async def committed(self, delivery: Any) -> int | None:
+        offsets: dict[Any, int] = await self._app.consumer.committed_for_sure()
+        return offsets.get(delivery.message.tp)
+
+    def read(self, start: int, end: int) -> Iterator[RecordBatch]:
+        return record_batches(self._app.rdkafka.options, self._app.conf.id, self._topic, 0, start, end)
