@@ -1,9 +1,8 @@
-"""`pipeline model`: train the built-in model, pack one of your own, verify and show bundles."""
+"""`pipeline model`: train the built-in model, pack one of your own, verify and show bundles (and model_releases.py)."""
 
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,22 +11,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
-from pipeline.cli import render
+from pipeline.cli import model_releases, render
 from pipeline.cli.context import say, settings_of, stderr, stdout, table
 from pipeline.cli.events import COLUMN_ATTRIBUTE, avro_names
 from pipeline.cli.inference import Columns, infer
+from pipeline.cli.model_view import described, policy, shape
 from pipeline.codec import event_schema
 from pipeline.errors import BundleError, DataError
 from pipeline.models import bundle as bundles
 from pipeline.models import manifest as manifests
 from pipeline.models.manifest import Architecture, Training
-from pipeline.records import Baseline, Feature, FeatureContract, TrainingReport
+from pipeline.records import Baseline, FeatureContract, TrainingReport
 from pipeline.retraining import tables
 from pipeline.retraining.features import Fields
 from pipeline.retraining.targets import Task
 from pipeline.settings import Settings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(model_releases.app)  # without a name: its commands are `pipeline model`'s own
 
 Overwrite = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 BundlePath = Annotated[
@@ -223,7 +224,7 @@ def _pack(
         raise typer.BadParameter(f"{module!r} is not package.module:Class") from None
     content = _bytes(weights)
     plain = bundles.make(architecture=architecture, contract=contract, weights=content, **named)
-    network = _run_once(plain)
+    network = run_once(plain)
     if data is None:
         return plain
     baseline, training = _measure(network, contract, data, label)
@@ -258,7 +259,7 @@ def _measure(network: Any, contract: FeatureContract, data: Path, label: str | N
     return training.baseline(contract, checked, 0, scored, outputs), training.provenance(used, report)
 
 
-def _run_once(bundle: bundles.Bundle) -> Any:
+def run_once(bundle: bundles.Bundle) -> Any:
     """The module of a bundle, after a small batch of every shape went through it."""
     from pipeline.models.loading import load_module  # noqa: PLC0415  imports torch
     from pipeline.scoring.engine import TorchModel  # noqa: PLC0415
@@ -310,7 +311,7 @@ def verify(ctx: typer.Context, bundle: BundlePath = None) -> None:
     path = bundle or settings.path(settings.model.bundle)
     found = bundles.read(path)
     try:
-        _run_once(found)
+        run_once(found)
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from None
     schema_file = settings.path(settings.events.schema_file)
@@ -343,47 +344,12 @@ def show(
         sys.stdout.write(render.to_json(found.manifest.model_dump(mode="json")) + "\n")
         return
     console = stdout()
-    console.print(table(None, ("bundle", str(path)), _described(found)))
-    features = [(f.name, f.kind, _shape(f), _policy(f)) for f in found.contract.features]
+    console.print(table(None, ("bundle", str(path)), described(found)))
+    features = [(f.name, f.kind, shape(f), policy(f)) for f in found.contract.features]
     console.print(table(None, ("feature", "kind", "values", "when it is not so"), features))
     if found.training.metrics:
         training = found.training
         console.print(_measured(training.rows_train or None, training.rows_validation, training.metrics))
-
-
-def _described(bundle: bundles.Bundle) -> Iterator[tuple[str, str]]:
-    manifest, output = bundle.manifest, bundle.contract.output
-    yield "model", f"{manifest.model_id} {manifest.model_version}"
-    yield "packed", manifest.created_at
-    yield "architecture", f"{manifest.architecture.module} {json.dumps(manifest.architecture.arguments)}"
-    classes = f" of {', '.join(output.classes)}" if output.classes else ""
-    yield "output", f"{output.kind}{classes}; width {output.width}, activation {output.activation}"
-    yield "weights", f"{len(bundle.weights):,} bytes in {len(bundles.weights_header(bundle.weights))} tensors"
-    yield "requires", ", ".join(f"{name}{versions}" for name, versions in manifest.requires.items())
-    yield "made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())
-    signals = len(manifest.baseline.signals)
-    blocks = f"{signals} signals in blocks of {manifest.baseline.block_events} events"
-    yield "drift", blocks if signals else "not watched: packed without data"
-    if manifest.training.data_sha256:
-        yield "data", f"SHA-256 {manifest.training.data_sha256}"
-
-
-def _shape(feature: Feature) -> str:
-    if feature.kind == "category":
-        return f"{len(feature.vocabulary)} categories"
-    span = f" in {list(feature.range)}" if feature.range else ""
-    shape = "x".join(map(str, feature.shape))
-    return {"number": f"number{span}", "bytes": f"{shape} {feature.dtype}", "sequence": f"up to {shape}{span}"}[
-        feature.kind
-    ]
-
-
-def _policy(feature: Feature) -> str:
-    null = f"null becomes {feature.impute!r}" if feature.on_null == "impute" else "null is refused"
-    if feature.kind == "category":
-        return f"{null}, unknown {'is refused' if feature.on_unknown == 'reject' else 'is its own category'}"
-    beyond = {"reject": "is refused", "clip": "is clipped", "impute": f"becomes {feature.impute!r}"}[feature.on_range]
-    return f"{null}, beyond the range {beyond}" if feature.range else null
 
 
 def _measured(trained: int | None, measured: int, metrics: dict[str, float]) -> object:

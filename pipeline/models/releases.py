@@ -115,12 +115,17 @@ def canary(state: Releases, model: Model, share: float, decision: Decision) -> C
 
     Raises ContractError without a champion, for a share out of range, or if `model` is in a slot already.
     """
-    if not 0.0 < share < 1.0:
-        raise ContractError(f"a canary's share is above 0 and below 1, not {share:g}; `release` makes a champion")
+    check_share(share)
     now = state.canary
     if now is None or not _same(now, model) or now.share == share:
         _check_new(state, model, "canary")
     return _entered(_made(state, model, decision, "canary", "canary", share))
+
+
+def check_share(share: float) -> None:
+    """Raise ContractError for a share that no canary can have."""
+    if not 0.0 < share < 1.0:
+        raise ContractError(f"a canary's share is above 0 and below 1, not {share:g}; `release` makes a champion")
 
 
 def shadow(state: Releases, model: Model, decision: Decision) -> Change:
