@@ -19,7 +19,7 @@ from pipeline.cli.redriving import Memory, Progress
 from pipeline.cli.wiring import connect
 from pipeline.errors import ContractError, DeliveryError, PipelineError, TransactionAbortedError
 from pipeline.records import Reason
-from pipeline.scoring.publish import ATTEMPT_HEADER, CONNECT, LEFT_OUT_HEADER, OWN, attempt_of
+from pipeline.scoring.dead_letters import ATTEMPT_HEADER, CONNECT, LEFT_OUT_HEADER, OWN, attempt_of
 from pipeline.settings import Settings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")

@@ -31,10 +31,12 @@ class RoleProcess:
         return f"{self.name} {self.slot}"
 
 
-def roles(name: str, workers: int, *, monitor: bool = True) -> list[RoleProcess]:
+def roles(name: str, workers: int, *, monitor: bool = True, labels: bool = False) -> list[RoleProcess]:
     """The processes that `pipeline run NAME --workers WORKERS` stands for."""
-    found = [RoleProcess("worker", slot) for slot in range(1, workers + 1)] if name in {"worker", "all"} else []
-    return [*found, RoleProcess("monitor")] if monitor and name in {"monitor", "all"} else found
+    if name != "all":
+        return [RoleProcess(name, slot) for slot in range(1, workers + 1)]
+    found = [RoleProcess("worker", slot) for slot in range(1, workers + 1)]
+    return found + [RoleProcess(role) for role, wanted in (("labels", labels), ("monitor", monitor)) if wanted]
 
 
 def command(flags: Sequence[str], role: RoleProcess) -> list[str]:

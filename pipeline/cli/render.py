@@ -80,6 +80,25 @@ def describe_prediction(record: Record) -> str:
     return f"{record['event_id']:<20}  {label:<12}  [{outputs}]  from {source:<12}  by {model}{slices}"
 
 
+def describe_label(record: Record) -> str:
+    """Event, what became of it, and when that was known."""
+    known = "" if record["time"] is None else f"  known {local_time(json_safe(record['time']))}"
+    return f"{record['event_id']:<20}  {_truth(record):<12}{known}"
+
+
+def describe_outcome(record: Record) -> str:
+    """Event, what was predicted and what became of it."""
+    predicted = f"{record['outputs'][0]:.4g}" if record["predicted"] is None else str(record["predicted"])
+    model = f"{record['model_id']} {record['model_version']} {record['role']}"
+    source = f"p{record['partition']}@{record['offset']}"
+    said = f"predicted {predicted:<12}  was {_truth(record):<12}"
+    return f"{record['event_id']:<20}  {said}  from {source:<12}  by {model}"
+
+
+def _truth(record: Record) -> str:
+    return f"{record['value']:.6g}" if record["label"] is None else str(record["label"])
+
+
 def describe_trigger(record: Record) -> str:
     """Severity, the signals that moved, and where."""
     signals = ", ".join(

@@ -34,7 +34,7 @@ async def run_role(settings: Settings, name: str, slot: int = 1) -> PipelineErro
     stop = _stop_on_signals()
     server = None
     if settings.observe.enabled:
-        port = settings.observe.port + (slot if name == "worker" else 0) if settings.observe.port else 0
+        port = settings.observe.port_of(name, slot)
         server = observe.ObserveServer(
             metrics, settings.observe.host, port, live=lambda: not role.fault.done(), ready=role.ready
         )

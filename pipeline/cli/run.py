@@ -22,27 +22,30 @@ from pipeline.settings import Settings
 
 #: Idle threads are gone within milliseconds of being let go.
 STUCK_AFTER_S = 1.0
+#: Where cores are short, predictions come first: a worker then gets three times the time of the join (1.25 ** 5).
+LABELS_NICENESS = 5
 
 
 class RoleName(StrEnum):
     """What can be run."""
 
     WORKER = "worker"
+    LABELS = "labels"
     MONITOR = "monitor"
     ALL = "all"
 
 
 def run(
     ctx: typer.Context,
-    role: Annotated[RoleName, typer.Argument(metavar="ROLE", help="worker, monitor, or all of them.")],
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Worker processes of the one consumer group.")] = 1,
+    role: Annotated[RoleName, typer.Argument(metavar="ROLE", help="worker, labels, monitor, or all of them.")],
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes of the one consumer group.")] = 1,
     slot: Annotated[
         int | None,
         typer.Option(min=1, help="Number of this worker among those on this machine, if started one by one."),
     ] = None,
     parent: Annotated[int | None, typer.Option(help="End with this process.", hidden=True)] = None,
 ) -> None:
-    """Run workers, the drift monitor, or all of them, until Ctrl-C or SIGTERM.
+    """Run workers, the join of labels, the drift monitor, or all of them, until Ctrl-C or SIGTERM.
 
     A stop drains what is in flight, commits it and leaves the group, within delivery.shutdown_deadline_s.
     Several processes are supervised: one that crashes is started again, up to supervisor.restarts_max times.
@@ -62,7 +65,11 @@ def run(
         end_with_parent(parent)
     if role is RoleName.MONITOR and not settings.drift.enabled:
         raise SettingsError("drift.enabled: is false, so there is nothing to monitor")
-    if role is RoleName.ALL or (role is RoleName.WORKER and workers > 1):
+    if role is RoleName.LABELS and not settings.labels.enabled:
+        raise SettingsError("labels.enabled: is false, so there is nothing to join")
+    if role is RoleName.MONITOR and workers > 1:
+        raise typer.BadParameter("one monitor reads all there is; --workers is for worker and labels")
+    if role is RoleName.ALL or workers > 1:
         code = _run_group(settings, ctx.obj, role, workers)
         if code:
             raise typer.Exit(code)
@@ -72,6 +79,8 @@ def run(
 
 def _run_here(settings: Settings, role: RoleName, slot: int) -> None:
     structlog.contextvars.bind_contextvars(role=f"{role.value}-{slot}")
+    if role is RoleName.LABELS and hasattr(os, "nice"):
+        os.nice(LABELS_NICENESS)
     from pipeline.cli.role import run_role  # noqa: PLC0415 (faust and torch: 2 s that `--help` need not wait for)
 
     with asyncio.Runner() as runner:
@@ -103,7 +112,7 @@ def _run_group(settings: Settings, flags: Flags, role: RoleName, workers: int) -
     before = {n: signal.signal(n, lambda *_: stop.set()) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         with ProcessGroup(flags.as_arguments(), settings.delivery.shutdown_deadline_s) as group:
-            wanted = roles(role.value, workers, monitor=settings.drift.enabled)
+            wanted = roles(role.value, workers, monitor=settings.drift.enabled, labels=settings.labels.enabled)
             return Supervisor(group, settings.supervisor).run(wanted, stop)
     finally:
         for number, handler in before.items():

@@ -33,6 +33,7 @@ RATE_WINDOW_S = 1.0
 LAST_OFFSETS = 10
 #: Ports asked for a worker: `observe.port` + 1 to + 16, at once.
 WORKER_PORTS = 16
+LABELS_PORTS = 4
 PROBE_TIMEOUT_S = 0.5
 
 Status = dict[str, Any]
@@ -88,6 +89,9 @@ def gather(settings: Settings, options: ClientOptions, admin: AdminClient, rows:
         "lag": sum(lag.values()),
         "lag_by_partition": {str(tp.partition): n for tp, n in sorted(lag.items())},
         "monitor_lag": sum(topics.lag(admin, settings.group("monitor"), summaries).values()) if summaries else None,
+        "labels_lag": sum(topics.lag(admin, settings.group("labels"), names["labels"]).values())
+        if "labels" in names
+        else None,
         "per_second": {name: round((after[name] - before[name]) / elapsed_s, 1) for name in after},
         "models": _models(last["predictions"], rows),
         "last_trigger": _decode_newest(last["retraining_triggers"], rows),
@@ -146,8 +150,10 @@ def _probe(settings: Settings) -> list[dict[str, Any]]:
     """The processes whose health endpoint answers. A port of 0 cannot be known here."""
     if not settings.observe.enabled or not settings.observe.port:
         return []
-    names = ["monitor", *(f"worker {n}" for n in range(1, WORKER_PORTS + 1))]
-    urls = [f"http://{settings.observe.host}:{settings.observe.port + n}" for n in range(len(names))]
+    probed = [("monitor", 1), *(("worker", n + 1) for n in range(WORKER_PORTS))]
+    probed += [("labels", n + 1) for n in range(LABELS_PORTS) if settings.labels.enabled]
+    names = [role if role == "monitor" else f"{role} {slot}" for role, slot in probed]
+    urls = [f"http://{settings.observe.host}:{settings.observe.port_of(role, slot)}" for role, slot in probed]
     with ThreadPoolExecutor(len(urls)) as pool:
         answers = list(pool.map(_readiness, urls))
     return [

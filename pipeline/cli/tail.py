@@ -27,6 +27,8 @@ class Stream(StrEnum):
     TRIGGERS = "triggers"
     DEAD_LETTERS = "dead-letters"
     SUMMARIES = "summaries"
+    LABELS = "labels"
+    OUTCOMES = "outcomes"
 
 
 ROLES = {
@@ -35,6 +37,8 @@ ROLES = {
     Stream.TRIGGERS: ("retraining_triggers", render.describe_trigger),
     Stream.DEAD_LETTERS: ("dead_letters", render.describe_dead_letter),
     Stream.SUMMARIES: ("batch_summaries", render.describe_summary),
+    Stream.LABELS: ("labels", render.describe_label),
+    Stream.OUTCOMES: ("outcomes", render.describe_outcome),
 }
 
 

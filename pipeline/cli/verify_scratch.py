@@ -109,7 +109,7 @@ def clear_broker(settings: Settings, admin: AdminClient) -> list[str]:
         except KafkaException as error:
             left.append(f"topic {topic}: {error.args[0].str()}")
     give_up = time.monotonic() + GROUP_EMPTY_S
-    for role in ("worker", "monitor"):
+    for role in ("worker", "labels", "monitor"):
         while (fault := _delete_group(admin, settings.group(role))) and time.monotonic() < give_up:
             time.sleep(0.5)
         left += [fault] if fault else []

@@ -44,6 +44,12 @@ STAGE_SECONDS_EDGES = (
 #: Half a millisecond to two minutes, each edge about 1.4 times the one before: an interpolated quantile
 #: is then off by at most 20 % of itself or so, which a person watching a live view does not notice.
 LATENCY_EDGES_S = tuple(float(f"{0.0005 * 2 ** (i / 2):.2g}") for i in range(37))
+#: A second to three months, where the people are who know what became of an event.
+LABEL_DELAY_EDGES_S = tuple(
+    float(s) for s in (1, 10, 60, 600, 3_600, 21_600, 86_400, 172_800, 604_800, 1_209_600, 2_592_000, 7_776_000)
+)
+#: The one series of a histogram without a label.
+ALL = ""
 
 M = TypeVar("M", Counter, Gauge, Histogram)
 
@@ -83,9 +89,18 @@ def _printable(value: str) -> str:
 class LatencyHistogram(Collector):
     """A Prometheus histogram that takes whole arrays, and answers for its quantiles."""
 
-    def __init__(self, name: str, documentation: str, label: str, values: tuple[str, ...]) -> None:
-        self._name, self._documentation, self._label = name, documentation, label
-        self._edges = np.array(LATENCY_EDGES_S)
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        label: str | None = None,
+        values: tuple[str, ...] = (ALL,),
+        edges_s: tuple[float, ...] = LATENCY_EDGES_S,
+    ) -> None:
+        """One series for each of `values` of `label`, or one of all observations without a label."""
+        self._name, self._documentation = name, documentation
+        self._labels = [] if label is None else [label]
+        self._edges = np.array(edges_s)
         self._counts = {value: np.zeros(len(self._edges) + 1, dtype=np.int64) for value in values}
         self._sums = dict.fromkeys(values, 0.0)
         self._lock = Lock()
@@ -119,15 +134,17 @@ class LatencyHistogram(Collector):
         return low + (float(self._edges[place]) - low) * (q * total - below) / inside
 
     def describe(self) -> list[Metric]:
-        return [HistogramMetricFamily(self._name, self._documentation, labels=[self._label])]
+        return [HistogramMetricFamily(self._name, self._documentation, labels=self._labels)]
 
     def collect(self) -> Iterator[Metric]:
-        family = HistogramMetricFamily(self._name, self._documentation, labels=[self._label])
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
         with self._lock:
             state = {value: (np.cumsum(counts), self._sums[value]) for value, counts in self._counts.items()}
-        names = [str(edge) for edge in LATENCY_EDGES_S] + ["+Inf"]
+        names = [str(edge) for edge in self._edges.tolist()] + ["+Inf"]
         for value, (cumulative, total) in state.items():
-            family.add_metric([value], list(zip(names, cumulative.astype(float).tolist(), strict=True)), total)
+            family.add_metric(
+                [value] if self._labels else [], list(zip(names, cumulative.astype(float).tolist(), strict=True)), total
+            )
         yield family
 
 
@@ -145,6 +162,7 @@ class Metrics:
         self._hot_path(registry)
         self._kafka(registry)
         self._model_and_drift(registry)
+        self._joined(registry)
 
     def _hot_path(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -218,6 +236,18 @@ class Metrics:
         self._triggers = {name: triggers.labels(name) for name in (*get_args(Severity), OTHER)}
         self._monitor_events = Counter(
             "pipeline_monitor_events", "Events seen by the drift monitor.", registry=registry
+        )
+
+    def _joined(self, registry: CollectorRegistry) -> None:
+        self._labels = _Bounded(
+            Counter("pipeline_labels", "Labels read, by what they were.", ["result"], registry=registry)
+        )
+        self._label_delays = LatencyHistogram(
+            "pipeline_label_delay_seconds", "From an event to its label.", edges_s=LABEL_DELAY_EDGES_S
+        )
+        registry.register(self._label_delays)
+        self._labels_waiting = Gauge(
+            "pipeline_labels_waiting", "About how many predictions and labels wait or have met.", registry=registry
         )
 
     # -- the hot path, once a batch ----------------------------------------------------------
@@ -305,6 +335,19 @@ class Metrics:
 
     def monitor_events(self, n: int) -> None:
         self._monitor_events.inc(n)
+
+    # -- labels ------------------------------------------------------------------------------
+
+    def labels(self, result: str, n: int) -> None:
+        """result: one of labels.Result."""
+        self._labels(result).inc(n)
+
+    def label_delays(self, seconds: npt.NDArray[np.float64]) -> None:
+        """Seconds from n events to their labels, (n,)."""
+        self._label_delays.observe_many(ALL, seconds)
+
+    def labels_waiting(self, keys: int) -> None:
+        self._labels_waiting.set(keys)
 
     # -- read back, for live views -----------------------------------------------------------
 

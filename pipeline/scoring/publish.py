@@ -1,41 +1,22 @@
 """From scores to Kafka records: predictions, dead letters, batch summaries."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline import __version__
 from pipeline.contracts import Clock, Encoder, OutputSink
 from pipeline.records import (
     BatchSummary,
     FeatureContract,
     Floats,
-    Headers,
     Longs,
     ModelIdentity,
     Reject,
 )
+from pipeline.scoring.dead_letters import NO_LIMIT, RECORD_OVERHEAD_BYTES, DeadLetters, record_bytes
 from pipeline.scoring.fields import NO_TIME_MS
 from pipeline.scoring.slices import no_slices
-
-#: Dead-letter headers: Kafka Connect's names where it has one, so that its tools read them; ours beside them.
-CONNECT = "__connect.errors."
-OWN = "pipeline."
-ATTEMPT_HEADER = "pipeline.attempt"
-#: Longest text in a header: a message must never make a dead letter larger than what it reports.
-HEADER_TEXT_MAX = 512
-#: What of a record was too much for the dead letters topic, e.g. "headers, value".
-LEFT_OUT_HEADER = "pipeline.left.out"
-ALL_LEFT_OUT = "headers, value, key"
-#: Around key, value and headers, at most: a batch's header (61 bytes), a record's own six numbers (at most 10 bytes
-#: each, 5 mostly), and two lengths for each header.
-RECORD_OVERHEAD_BYTES, HEADER_OVERHEAD_BYTES = 110, 10
-#: A topic takes any record, so far as anyone has said.
-NO_LIMIT = sys.maxsize
 
 
 def prediction_labels(outputs: Floats, contract: FeatureContract) -> Longs | None:
@@ -102,40 +83,6 @@ def _constant(text: str, n: int) -> pa.Array:
     return pa.repeat(pa.scalar(text, pa.string()), n)
 
 
-def dead_letter_headers(
-    reject: Reject, topic: str, partition: int, offset: int, attempt: int, now_s: float
-) -> list[tuple[str, bytes]]:
-    """Headers that say where a record came from and why it is dead; all values are UTF-8 strings."""
-    values: dict[str, Any] = {
-        CONNECT + "topic": topic,
-        CONNECT + "partition": partition,
-        CONNECT + "offset": offset,
-        CONNECT + "stage": reject.stage.value,
-        CONNECT + "class.name": "pipeline.records.Reject",
-        CONNECT + "exception.message": reject.message[:HEADER_TEXT_MAX],
-        OWN + "reason": reject.reason.value,
-        OWN + "schema.id": "" if reject.schema_id is None else reject.schema_id,
-        OWN + "version": __version__,
-        OWN + "time": datetime.fromtimestamp(now_s, UTC).isoformat(timespec="milliseconds"),
-        ATTEMPT_HEADER: attempt,
-    }
-    return [(name, str(value).encode("utf-8", "replace")) for name, value in values.items()]
-
-
-def attempt_of(headers: Sequence[tuple[str, bytes | None]] | None) -> int:
-    """How often this record was redriven before; 0 for a first delivery or an unreadable header."""
-    for name, value in headers or ():
-        if name == ATTEMPT_HEADER and value is not None and value.isdigit() and len(value) < 4:
-            return int(value)
-    return 0
-
-
-def record_bytes(key: bytes | None, value: bytes | None, headers: Headers = None) -> int:
-    """Upper bound of what a record takes in a batch of its own, uncompressed."""
-    size = RECORD_OVERHEAD_BYTES + len(key or b"") + len(value or b"")
-    return size + sum(HEADER_OVERHEAD_BYTES + len(name.encode()) + len(text or b"") for name, text in headers or ())
-
-
 class Publisher:
     """Hands outputs to the sink in the order of their inputs.
 
@@ -158,14 +105,12 @@ class Publisher:
     ) -> None:
         limits = record_bytes_max or {}
         self._prediction_bytes_max = limits.get(predictions_topic, NO_LIMIT)
-        self._dead_letter_bytes_max = limits.get(dead_letters_topic, NO_LIMIT)
         self._sink = sink
         self._predictions_topic = predictions_topic
-        self._dead_letters_topic = dead_letters_topic
+        self._dead_letters = DeadLetters(sink, dead_letters_topic, clock, limits.get(dead_letters_topic, NO_LIMIT))
         self._summaries_topic = summaries_topic
         self._prediction_encoder = prediction_encoder
         self._encode_summary = encode_summary
-        self._clock = clock
 
     def encode_predictions(self, columns: pa.RecordBatch) -> list[bytes]:
         """Wire-format values of predictions."""
@@ -194,25 +139,8 @@ class Publisher:
         value: bytes | None,
         headers: Sequence[tuple[str, bytes | None]] | None,
     ) -> None:
-        """Send one record's original key and bytes with the reason; foreign headers are kept, ours replaced.
-
-        Where all that is more than the topic takes (a compressed record, say, may be larger than any limit once it is
-        unpacked), headers, value and key are left out in this order until it fits: the record itself is where the
-        headers say.
-        """
-        topic, partition, offset = source
-        ours = dead_letter_headers(reject, topic, partition, offset, attempt_of(headers), self._clock())
-        kept = [h for h in headers or () if not h[0].startswith((CONNECT, OWN))]
-        letter = (key, value, [*kept, *ours])
-        for left_out, rest in (
-            ("headers", (key, value)),
-            ("headers, value", (key, None)),
-            (ALL_LEFT_OUT, (None, None)),
-        ):
-            if record_bytes(*letter) <= self._dead_letter_bytes_max:
-                break
-            letter = (*rest, [*ours, (LEFT_OUT_HEADER, left_out.encode())])
-        self._sink.send(self._dead_letters_topic, *letter)
+        """See DeadLetters.send."""
+        self._dead_letters.send(reject, source, key, value, headers)
 
     def summaries(self, summaries: list[BatchSummary]) -> None:
         """Send what the drift monitor reads."""

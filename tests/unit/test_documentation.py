@@ -11,7 +11,7 @@ import yaml
 from pipeline import errors
 from pipeline.cli import COMMANDS
 from pipeline.records import Reason, Reject, Stage
-from pipeline.scoring.publish import dead_letter_headers
+from pipeline.scoring.dead_letters import dead_letter_headers
 from pipeline.settings import load
 
 ROOT = Path(__file__).parents[2]

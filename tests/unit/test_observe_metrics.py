@@ -31,6 +31,9 @@ NAMES = {
     "pipeline_monitor_events_total": set(),
     "pipeline_missed_offsets_total": {"topic"},
     "pipeline_broker_errors_total": {"kind"},
+    "pipeline_labels_total": {"result"},
+    "pipeline_label_delay_seconds_bucket": {"le"},
+    "pipeline_labels_waiting": set(),
     "pipeline_ready": set(),
 }
 
@@ -57,6 +60,9 @@ def use_everything(metrics: Metrics, text: str = "x") -> None:
     metrics.rejected(Stage.DECODE, Reason.UNDECODABLE, 1)
     metrics.imputed(text, 4)
     metrics.batch(3)
+    metrics.labels(text, 2)
+    metrics.label_delays(np.array([0.5, 100.0]))
+    metrics.labels_waiting(5)
     metrics.stage(text, 0.1)
     metrics.latencies(text, np.array([0.1]))
     metrics.lag(text, 0, 7)

@@ -11,17 +11,15 @@ from hypothesis import strategies as st
 
 from pipeline import codec
 from pipeline.records import FeatureContract, ModelIdentity, OutputContract, Reason, Reject, Stage
-from pipeline.scoring.fields import NO_TIME_MS
-from pipeline.scoring.publish import (
+from pipeline.scoring.dead_letters import (
     HEADER_TEXT_MAX,
     LEFT_OUT_HEADER,
-    PredictionColumns,
-    Publisher,
     attempt_of,
     dead_letter_headers,
-    prediction_labels,
     record_bytes,
 )
+from pipeline.scoring.fields import NO_TIME_MS
+from pipeline.scoring.publish import PredictionColumns, Publisher, prediction_labels
 from pipeline.testing import ManualClock, RecordingSink, Sent
 
 IDENTITY = ModelIdentity("m", "7", "canary")
