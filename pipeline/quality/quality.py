@@ -192,8 +192,8 @@ class Quality:
 
         metrics, reliability and gaps as in measures.measure; metrics of a slice are {} where rows are too few. value
         null: all values without a tally of their own. label_delay_s is since the start. estimate: accuracy as the
-        confidences have it, {accuracy, mean_absolute_error, panes}, the error being that of panes of time; null where
-        outputs are no probabilities.
+        confidences have it, {accuracy, mean_absolute_error, stretches}, the error being that of stretches of panes with
+        rows enough; null where outputs are no probabilities.
         """
         return {"versions": [found for identity in self.models if (found := self._described(identity))["rows"]]}
 
@@ -225,17 +225,21 @@ class Quality:
         }
 
     def _estimate(self, tally: Tally, whole: Numbers, newest: int) -> dict[str, Any] | None:
-        """What the confidences say of the accuracy of the window, and how far off that was in its panes."""
+        """What the confidences say of the accuracy of the window, and how far off that was in stretches of it."""
         sums = self.counting.sums
         if sums.output.kind == "regression" or (accuracy := estimated_accuracy(whole, sums)) is None:
             return None
-        in_window = (v for number, v in tally.panes.items() if number > newest - self.counting.panes_max)
-        panes = [
-            {"estimated": estimated, "accuracy": sums.metrics(vector)["accuracy"]}
-            for vector in in_window
-            if sums.rows(vector) >= SLICE_ROWS_MIN and (estimated := estimated_accuracy(vector, sums)) is not None
-        ]
-        return {"accuracy": accuracy, "mean_absolute_error": mean_absolute_error(panes), "panes": len(panes)}
+        stretches, stretch = [], np.zeros(sums.size)
+        for number in sorted(tally.panes):
+            if number <= newest - self.counting.panes_max:
+                continue
+            stretch += tally.panes[number]
+            if sums.rows(stretch) >= SLICE_ROWS_MIN:
+                true = sums.metrics(stretch)["accuracy"]
+                stretches.append({"estimated": estimated_accuracy(stretch, sums), "accuracy": true})
+                stretch = np.zeros(sums.size)
+        error = mean_absolute_error(stretches)
+        return {"accuracy": accuracy, "mean_absolute_error": error, "stretches": len(stretches)}
 
 
 def _count(tally: Tally, columns: tuple[Any, ...]) -> None:
