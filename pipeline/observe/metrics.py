@@ -5,7 +5,7 @@ configuration only (topics, features, signals, model versions), it is bounded he
 after `LABEL_SETS_MAX` sets of values is counted under "other".
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from threading import Lock
 from typing import Any, Generic, Literal, TypeVar, get_args
 
@@ -23,17 +23,13 @@ from prometheus_client import (
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from pipeline.observe.bounds import LABEL_SETS_MAX, OTHER, printable
+from pipeline.observe.quality import QualitySeries
 from pipeline.records import ModelIdentity, Reason, Stage
 
 StageName = Literal["decode", "validate", "score", "encode", "publish", "commit"]
 Since = Literal["event", "broker"]
 Severity = Literal["minor", "major", "critical"]
-
-OTHER = "other"
-#: Far above any honest number of features times four kinds of imputation; 10^4 series are still a small scrape.
-LABEL_SETS_MAX = 1024
-#: Kafka's limit for topic names is 249.
-LABEL_CHARACTERS_MAX = 256
 
 #: 1 to 65,536 rows, settings' largest batch_max.
 BATCH_ROWS_EDGES = tuple(float(2**e) for e in range(17))
@@ -72,18 +68,13 @@ class _Bounded(Generic[M]):
             if len(self._children) >= LABEL_SETS_MAX:
                 values = (OTHER,) * self._labels
             if values not in self._children:
-                self._children[values] = self._metric.labels(*map(_printable, values))
+                self._children[values] = self._metric.labels(*map(printable, values))
             return self._children[values]
 
     def forget(self, *values: str) -> None:
         with self._lock:
             if self._children.pop(values, None) is not None:
-                self._metric.remove(*map(_printable, values))
-
-
-def _printable(value: str) -> str:
-    """A label value that any scraper can take: valid UTF-8, and short."""
-    return value[:LABEL_CHARACTERS_MAX].encode("utf-8", "replace").decode()
+                self._metric.remove(*map(printable, values))
 
 
 class LatencyHistogram(Collector):
@@ -249,6 +240,7 @@ class Metrics:
         self._labels_waiting = Gauge(
             "pipeline_labels_waiting", "About how many predictions and labels wait or have met.", registry=registry
         )
+        self._quality = QualitySeries(registry)
 
     # -- the hot path, once a batch ----------------------------------------------------------
 
@@ -316,7 +308,7 @@ class Metrics:
 
     def model(self, identity: ModelIdentity, device: str) -> None:
         """A model is in use from now on, in place of the one that had its role."""
-        labels = (_printable(identity.model_id), _printable(identity.model_version), _printable(device))
+        labels = (printable(identity.model_id), printable(identity.model_version), printable(device))
         with self._models_lock:
             before = self._models.pop(identity.role, None)
             if before is not None and before not in self._models.values():
@@ -348,6 +340,10 @@ class Metrics:
 
     def labels_waiting(self, keys: int) -> None:
         self._labels_waiting.set(keys)
+
+    def quality(self, versions: Iterable[Mapping[str, Any]]) -> None:
+        """What outcomes say now, in place of what they said before; versions: those of `quality.Quality.report()`."""
+        self._quality.show(versions)
 
     # -- read back, for live views -----------------------------------------------------------
 

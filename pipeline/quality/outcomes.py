@@ -17,7 +17,8 @@ from pipeline.settings import SLICE_FIELDS_MAX
 #: Why an outcome is left out: of a model with other outputs, not finite, without a truth of the model's kind, or of a
 #: role that this version does not know.
 OTHER_OUTPUT, NOT_FINITE, NO_TRUTH, UNKNOWN_ROLE = "other_output", "not_finite", "no_truth", "unknown_role"
-_ROLES = get_args(ModelIdentity.__annotations__["role"])
+#: What a model may be to the pipeline, in the order in which a person is told of them.
+ROLES = get_args(ModelIdentity.__annotations__["role"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def outcomes_of(
     )
     truth, told = _truth(columns, output)
     roles = columns.column("role")
-    known = pc.is_in(roles, pa.array(_ROLES)).to_numpy(zero_copy_only=False)
+    known = pc.is_in(roles, pa.array(ROLES)).to_numpy(zero_copy_only=False)
     good, left_out = np.ones(len(fitting), np.bool_), Counter[str]()
     finite = np.isfinite(outputs).all(axis=1)
     for reason, holds in ((UNKNOWN_ROLE, known), (OTHER_OUTPUT, fitting), (NOT_FINITE, finite), (NO_TRUTH, told)):

@@ -22,7 +22,7 @@ from pipeline.quality.alarms import Alarm, GapWatch
 from pipeline.quality.delays import Delays
 from pipeline.quality.gaps import Gap, estimated_accuracy, gaps
 from pipeline.quality.known import KnownTruths
-from pipeline.quality.outcomes import Outcomes
+from pipeline.quality.outcomes import ROLES, Outcomes
 from pipeline.records import Longs, ModelIdentity
 
 #: Models (version and role) told apart: champion, canary, shadow and the champion before. One whose labels are the
@@ -147,8 +147,10 @@ class Quality:
 
     @property
     def models(self) -> list[ModelIdentity]:
-        """Those with outcomes, the one with the newest labels first."""
-        return sorted(self.by_model, key=lambda m: (-(self.by_model[m].whole.newest or 0), m.role, m.model_version))
+        """Those with outcomes: champions, canaries, shadows, of each the one with the newest labels first."""
+        return sorted(
+            self.by_model, key=lambda m: (ROLES.index(m.role), -(self.by_model[m].whole.newest or 0), m.model_version)
+        )
 
     @property
     def newest(self) -> int | None:

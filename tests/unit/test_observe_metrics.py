@@ -1,6 +1,7 @@
 """The metrics container: names, bounded labels, quantiles."""
 
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.observe.metrics import LABEL_SETS_MAX, LATENCY_EDGES_S, Metrics
+from pipeline.observe.bounds import LABEL_SETS_MAX
+from pipeline.observe.metrics import LATENCY_EDGES_S, Metrics
 from pipeline.records import ModelIdentity, Reason, Stage
 
 NAMES = {
@@ -34,6 +36,10 @@ NAMES = {
     "pipeline_labels_total": {"result"},
     "pipeline_label_delay_seconds_bucket": {"le"},
     "pipeline_labels_waiting": set(),
+    "pipeline_quality_outcomes": {"model_version", "role"},
+    "pipeline_quality": {"model_version", "role", "field", "value", "measure"},
+    "pipeline_quality_gap": {"model_version", "role", "field", "value", "measure"},
+    "pipeline_quality_gap_alarm": {"model_version", "role", "field", "value", "measure"},
     "pipeline_ready": set(),
 }
 
@@ -53,6 +59,20 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
     }
 
 
+def version(text: str, *values: str | None) -> dict[str, Any]:
+    """What a report says of a version with slices of these values."""
+    parts = [{"field": text, "value": value, "measure": "accuracy"} for value in values or (text,)]
+    return {
+        "model_version": text,
+        "role": "champion",
+        "rows": 7,
+        "metrics": {"accuracy": 0.9, "f1": 0.8, "roc_auc_error": 0.001},
+        "slices": [{**part, "rows": 5, "metrics": {"accuracy": 0.7, "f1": 0.6}} for part in parts],
+        "gaps": [{**part, "difference": -0.2} for part in parts],
+        "alarms": parts,
+    }
+
+
 def use_everything(metrics: Metrics, text: str = "x") -> None:
     """Call each method once, `text` wherever text goes."""
     metrics.events_read(text, 3)
@@ -63,6 +83,7 @@ def use_everything(metrics: Metrics, text: str = "x") -> None:
     metrics.labels(text, 2)
     metrics.label_delays(np.array([0.5, 100.0]))
     metrics.labels_waiting(5)
+    metrics.quality([version(text)])
     metrics.stage(text, 0.1)
     metrics.latencies(text, np.array([0.1]))
     metrics.lag(text, 0, 7)
@@ -226,3 +247,24 @@ def test_open_metrics_can_be_written() -> None:
     text = openmetrics(metrics.registry).decode()
     assert text.endswith("# EOF\n")
     assert "process_resident_memory_bytes" in text
+
+
+def test_quality_is_replaced_as_a_whole(metrics: Metrics) -> None:
+    """What the latest report does not name is no longer exported; slices have few measures, bounds of error none."""
+    metrics.quality([version("1", "a", None), version("2")])
+    metrics.quality([version("3", "a", None)])
+    found = {key: value for key, value in samples(metrics).items() if key[0].startswith("pipeline_quality")}
+    model = {"model_version": "3", "role": "champion"}
+
+    def key(name: str, **labels: str) -> Any:
+        return name, tuple(sorted((model | labels).items()))
+
+    whole, by_slice = {"field": "", "value": ""}, [{"field": "3", "value": value} for value in ("a", "other")]
+    assert found == {
+        key("pipeline_quality_outcomes"): 7,
+        key("pipeline_quality", **whole, measure="accuracy"): 0.9,
+        key("pipeline_quality", **whole, measure="f1"): 0.8,
+        **{key("pipeline_quality", **labels, measure="accuracy"): 0.7 for labels in by_slice},
+        **{key("pipeline_quality_gap", **labels, measure="accuracy"): -0.2 for labels in by_slice},
+        **{key("pipeline_quality_gap_alarm", **labels, measure="accuracy"): 1.0 for labels in by_slice},
+    }
