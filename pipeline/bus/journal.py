@@ -48,23 +48,33 @@ class Journal:
         self._transactional_id, self._timeout_ms = transactional_id, transaction_timeout_ms
 
     def read(self) -> Table:
-        """All that was committed before the call.
+        """What is committed. Behind a transaction that stays open, as a killed process leaves it, nothing is seen.
 
-        Raises ContractError when there is no such topic, UnreachableError when nobody answers, or when another
-        writer's transaction stays open on it.
+        Raises ContractError when there is no such topic, UnreachableError when nobody answers.
         """
-        first, end = self._settled()
+        first, stable, _ = self._settled()
+        return self._read(first, stable)
+
+    def _read(self, first: int, end: int) -> Table:
         table: Table = {}
         for messages in read(self._options, self._group, self.topic, {0: Span(first, end)}):
             _apply(table, messages)
         return table
+
+    def _read_all(self) -> Table:
+        """All that was committed, or UnreachableError: no decision is made on a part of it."""
+        first, stable, end = self._settled()
+        if stable < end:
+            raise UnreachableError(f"topic {self.topic}: somebody's transaction is open on it; try again later")
+        return self._read(first, end)
 
     def change(self, decide: Callable[[Table], Change]) -> Table:
         """Have what `decide` makes of the table written, all or nothing; the table after it.
 
         decide: pure; called again with what the table holds by then when the transaction had to be aborted. Values
         are unique to their change. What it raises ends the change, and nothing is written; nor is for no records.
-        Raises FencedError when another change began before this one was committed, DeliveryError, as `read` besides.
+        Raises FencedError when another change began before this one was committed, DeliveryError, UnreachableError when
+        a stranger's transaction stays open on the topic, as `read` besides.
         """
         producer = TransactionalProducer(
             self._options.for_producer(), self._transactional_id, timeout_ms=self._timeout_ms
@@ -73,7 +83,7 @@ class Journal:
         try:
             for _ in range(CHANGE_ATTEMPTS_MAX):
                 producer.take_over()
-                table = self.read()
+                table = self._read_all()
                 if any(value is not None and table.get(key) == value for key, value in wanted):
                     return table  # committed, although the broker's answer said no such thing
                 wanted = decide(dict(table))
@@ -108,8 +118,8 @@ class Journal:
         if change:
             producer.commit()
 
-    def _settled(self) -> tuple[int, int]:
-        """First offset and end, once no transaction is open: an open one would hide what was committed behind it."""
+    def _settled(self) -> tuple[int, int, int]:
+        """First offset, end of what is committed, end: the last two are one, unless a transaction stays open."""
         admin = make_admin(self._options)
         marks = watermarks(admin, self.topic)
         if len(marks) != 1:
@@ -126,10 +136,8 @@ class Journal:
             except KafkaException as error:
                 told = f"topic {self.topic}: offsets cannot be listed: {error.args[0].str()}"
                 raise UnreachableError(told) from error
-            if stable >= end:
-                return first, end
-            if time.monotonic() >= deadline:
-                raise UnreachableError(f"topic {self.topic}: somebody's transaction is open on it; try again later")
+            if stable >= end or time.monotonic() >= deadline:
+                return first, min(stable, end), end
             time.sleep(SETTLE_POLL_S)
 
 

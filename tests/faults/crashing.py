@@ -93,7 +93,26 @@ REVOKE: dict[str, Step] = {
     "before the revoke handler": Step("before", f"{POLLER}._revoked", **ONCE),
     "in the revoke handler, after the drain": Step("after", f"{POLLER}._wait_for_owner", f"{POLLER}._revoked", **ONCE),
 }
-STEPS = {**AT_LEAST_ONCE, **EXACTLY_ONCE, **REVOKE}
+JOURNAL = "pipeline.bus.journal:Journal"
+#: Of a change of the releases, one at a time: each is in a process of its own.
+RELEASE: dict[str, Step] = _named(
+    "in a change, ",
+    {
+        **around(f"{CLIENT}.init_transactions", within=f"{JOURNAL}.change", **ONCE),
+        **around(f"{JOURNAL}._read_all", within=f"{JOURNAL}.change", **ONCE),
+        "after begin transaction": Step("after", f"{CLIENT}.begin_transaction", **ONCE),
+        **{
+            f"after record {number}": Step(
+                "after", "pipeline.bus.transactions:TransactionalProducer.send", passage=number
+            )
+            for number in (1, 2, 3)
+        },
+        "after flush": Step("after", "pipeline.bus.producer:BatchProducer._unacknowledged", **ONCE),
+        **around(f"{CLIENT}.commit_transaction", **ONCE),
+        "after change": Step("after", f"{JOURNAL}.change", **ONCE),
+    },
+)
+STEPS = {**AT_LEAST_ONCE, **EXACTLY_ONCE, **REVOKE, **RELEASE}
 
 
 class Client:

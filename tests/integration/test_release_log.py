@@ -149,6 +149,7 @@ def test_a_stranger_s_open_transaction_is_waited_for_and_then_said(
     assert stranger._unacknowledged(10) == 0
     with pytest.raises(UnreachableError, match="transaction is open on it"):
         promote(project, log)
+    assert versions(log.state()) == {"champion": "v1", "canary": "v2", "shadow": None}  # who only looks is told
     stranger.abort()
     promote(project, log)
 
