@@ -110,6 +110,44 @@ def test_a_slice_that_gets_worse_is_refused_and_named() -> None:
     assert found.bound == pytest.approx(0.1 * (1 - verdict.metrics[0]["accuracy"]))
 
 
+def test_harm_is_what_is_beyond_the_bound_and_beyond_chance() -> None:
+    """Neither a certain change within the bound, nor a change beyond it that chance explains, is held against one."""
+    champion, challenger = pair(0.8, 0.9)
+    tight = SETTINGS.model_copy(update={"slice_worse_max": 0.01})
+
+    def with_errors(rows: np.ndarray, settings: GateSettings) -> Finding:
+        outputs = challenger.scored.outputs.copy()
+        outputs[rows] = 1 - champion.scored.outputs[rows]
+        changed = replace(challenger, scored=replace(challenger.scored, outputs=outputs))
+        names = np.where(np.arange(ROWS) % 20 == 0, "few", "many")
+        named = replace(champion, scored=replace(champion.scored, slices={"s": names}))
+        return finding(judge(named, changed, settings), "slices")
+
+    few = np.flatnonzero(np.arange(ROWS) % 20 == 0)
+    right = few[(champion.scored.outputs[few, 0] >= 0.5) == champion.scored.truth[few]]
+    challenger = replace(challenger, scored=replace(challenger.scored, outputs=challenger.scored.outputs.copy()))
+    challenger.scored.outputs[few] = champion.scored.outputs[few]
+    by_chance = with_errors(right[:1], tight)
+    assert by_chance.passed
+    assert by_chance.value is not None
+    assert by_chance.bound is not None
+    assert by_chance.value > by_chance.bound
+    within = with_errors(right[:12], SETTINGS.model_copy(update={"slice_worse_max": 0.5}))
+    assert within.passed
+    assert not with_errors(right[:12], tight).passed
+
+
+def test_bounds_of_slices_hold_together() -> None:
+    """Of five slices each at a fifth of alpha (Bonferroni)."""
+    champion, challenger = pair(0.8, 0.85)
+    verdict = judge(champion, challenger, SETTINGS)
+    first, second = (losses("error", c.scored, c.output) for c in (champion, challenger))
+    for one in verdict.slices:
+        inside = champion.scored.slices["shop"] == one.value
+        assert one.bounds == block_means(second[inside] - first[inside], SETTINGS.alpha / 5)
+    assert len(verdict.slices) == 5
+
+
 def test_slices_of_few_rows_are_counted_not_judged() -> None:
     """Under 100 rows chance decides: they are left out, and said to be."""
     champion, challenger = pair(0.8, 0.85)
