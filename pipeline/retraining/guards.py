@@ -63,7 +63,7 @@ def late_fields(rows: pa.Table, times: Sequence[str], label_times_ms: Longs, bou
     for name in times:
         column = rows.column(name)
         known = pc.is_valid(column).to_numpy()
-        values = column.cast(pa.timestamp("ms")).cast(pa.int64()).fill_null(0).to_numpy()
+        values = column.cast(pa.timestamp("ms"), safe=False).cast(pa.int64()).fill_null(0).to_numpy()
         share = float((known & (values > label_times_ms)).mean()) if len(values) else 0.0
         if share > worst or not where:
             worst, where = max(share, worst), name
