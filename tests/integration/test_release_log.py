@@ -17,7 +17,7 @@ from pipeline.bus.clients import ClientOptions
 from pipeline.bus.journal import Journal
 from pipeline.bus.transactions import TransactionalProducer
 from pipeline.cli.releasing import decide, open_releases
-from pipeline.errors import ContractError, FencedError, UnreachableError
+from pipeline.errors import ContractError, DeliveryError, FencedError, TransactionAbortedError, UnreachableError
 from pipeline.models import releases
 from pipeline.models.release_log import ReleaseLog
 from pipeline.models.releases import Model, Releases
@@ -117,6 +117,46 @@ def test_a_decision_is_carried_out_once(project: Settings, log: ReleaseLog) -> N
         state = log.change(decision, lambda s: releases.promote(s, "canary", decision))
         assert versions(state) == {"champion": "v2", "canary": None, "shadow": None}
     assert len(log.state().history) == 3
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_an_aborted_change_is_made_once(
+    project: Settings, log: ReleaseLog, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    """Whether the transaction that was reported as aborted had been committed after all, or not."""
+    commit, calls = TransactionalProducer.commit, []
+
+    def once_aborted(self: TransactionalProducer, *arguments: Any) -> None:
+        calls.append(self)
+        if len(calls) == 1:
+            if committed:
+                commit(self, *arguments)
+            else:
+                self.abort()
+            raise TransactionAbortedError("said by the test")
+        commit(self, *arguments)
+
+    monkeypatch.setattr(TransactionalProducer, "commit", once_aborted)
+    state = promote(project, log)
+    assert versions(state) == {"champion": "v2", "canary": None, "shadow": None}
+    assert (len(calls), len(state.history)) == (1 if committed else 2, 3)
+    assert log.state() == state
+
+
+def test_a_change_that_is_aborted_again_and_again_ends(
+    project: Settings, log: ReleaseLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives up with one line, and nothing is written."""
+    before = log.state()
+
+    def aborted(self: TransactionalProducer, *_: Any) -> None:
+        self.abort()
+        raise TransactionAbortedError("said by the test")
+
+    monkeypatch.setattr(TransactionalProducer, "commit", aborted)
+    with pytest.raises(DeliveryError, match="was not changed: the transaction was aborted again and again"):
+        promote(project, log)
+    assert log.state() == before
 
 
 def test_what_a_change_refuses_writes_nothing(project: Settings, log: ReleaseLog) -> None:
