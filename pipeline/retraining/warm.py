@@ -41,10 +41,12 @@ def restandardise(
 
 def _inputs(standardise: Any, first: nn.Linear, numbers: Tensor) -> None:
     mean, scale = standardise.mean.double(), standardise.scale.double()
-    standardise.set(numbers.mean(0).float(), numbers.std(0, correction=0).float())
-    new_mean, new_scale = standardise.mean.double(), standardise.scale.double()
+    deviation = numbers.std(0, correction=0)
+    varies = deviation > 0  # a feature that stands still now says nothing of how it moves
+    new_mean, new_scale = torch.where(varies, numbers.mean(0), mean), torch.where(varies, deviation, scale)
+    standardise.set(new_mean.float(), new_scale.float())
     shift, ratio = (new_mean - mean) / scale, new_scale / scale
-    known = (shift.abs() <= CLIP_SD) & (ratio >= 1 / CLIP_SD) & (ratio <= CLIP_SD)
+    known = (shift.abs() <= CLIP_SD) & (ratio <= CLIP_SD)
     shift, ratio = torch.where(known, shift, 0.0), torch.where(known, ratio, 1.0)
     weights = first.weight[:, : len(mean)].double()
     if first.bias is not None:
