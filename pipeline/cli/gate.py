@@ -106,7 +106,7 @@ def gate(
 def _scored(
     source: FileSource, bundles: tuple[Bundle, Bundle], settings: Settings, label: str, slices: list[str]
 ) -> tuple[Both, Latency]:
-    from pipeline.topology import load_model  # noqa: PLC0415  torch and faust, three seconds: after what can be refused
+    from pipeline.topology.serving import load_model  # noqa: PLC0415  torch and faust, three seconds: after what can be refused
 
     scorers = tuple(Scorer(source, load_model(settings, bundle), settings) for bundle in bundles)
     with _progress(source.size) as on_read:

@@ -10,6 +10,7 @@ from pipeline.cli.evaluate_source import Source
 from pipeline.errors import DataError
 from pipeline.records import Longs
 from pipeline.retraining.latency import Arrays
+from pipeline.scoring.validate import Validated
 
 #: Batches kept to time the models on: a few thousand rows that neither has in its cache by heart.
 BATCHES_MAX = 4
@@ -51,7 +52,9 @@ def score_both(
             alone[which] += len(outcome.scored_rows) - len(common)
             part.add(chunk, _restricted(outcome, common), timed=source.timed)
         if not batches:
-            batches = list(_batches(outcomes, common, batch_max))
+            left, right = outcomes
+            numbers = left.decoded.rows, right.decoded.rows
+            batches = list(batches_of((left.checked, right.checked), numbers, common, batch_max))
         on_read(parts[0].read)
     if not batches:
         told = "; ".join(f"{reason}: {message}" for part in parts for reason, message in part.examples.items())
@@ -65,19 +68,24 @@ def _restricted(outcome: Outcome, rows: Longs) -> Outcome:
     return replace(outcome, scored_rows=rows, outputs=outcome.outputs[np.searchsorted(outcome.scored_rows, rows)])
 
 
-def _batches(outcomes: list[Outcome], common: Longs, batch_max: int) -> Iterator[Batch]:
-    """Full batches of the common rows; one that is not full if there is no other."""
-    full = len(common) // batch_max * batch_max or len(common)
+def batches_of(
+    checked: tuple[Validated, Validated], numbers: tuple[Longs, Longs], rows: Longs, batch_max: int
+) -> Iterator[Batch]:
+    """Full batches of the events that both score, BATCHES_MAX at most; one that is not full if there is no other.
+
+    numbers: of each of the two, the number of each of its column rows. rows: the events, by these numbers.
+    """
+    full = len(rows) // batch_max * batch_max or len(rows)
     for start in range(0, min(full, BATCHES_MAX * batch_max), batch_max):
-        rows = common[start : start + batch_max]
-        yield _inputs(outcomes[0], rows), _inputs(outcomes[1], rows)
+        part = rows[start : start + batch_max]
+        yield _inputs(checked[0], numbers[0], part), _inputs(checked[1], numbers[1], part)
 
 
-def _inputs(outcome: Outcome, rows: Longs) -> list[Arrays]:
+def _inputs(checked: Validated, numbers: Longs, rows: Longs) -> list[Arrays]:
     """What the model is called with for some rows, one mapping for each shape they have."""
     found = list[Arrays]()
-    for inputs in outcome.checked.inputs:
-        chosen = np.isin(outcome.decoded.rows[inputs.rows], rows)
+    for inputs in checked.inputs:
+        chosen = np.isin(numbers[inputs.rows], rows)
         if chosen.any():
             found.append({name: array[chosen] for name, array in inputs.arrays.items()})
     return found

@@ -70,7 +70,8 @@ def orders() -> pa.Table:
 @pytest.fixture
 def project(folder: Path) -> Path:
     """Champion: the border at 30; the better challenger: at 50, where it is."""
-    (folder / "pipeline.toml").write_text(SETTINGS, "utf-8")
+    # Models of one weight take microseconds, which show the machine's load: no latency is asked for.
+    (folder / "pipeline.toml").write_text(f"{SETTINGS}\n[gate]\nlatency_ratio_max = 100\n", "utf-8")
     schema = {"type": "record", "name": "Order", "fields": FIELDS}
     (folder / "event.avsc").write_text(json.dumps(schema), "utf-8")
     pack(folder / "model", 30.0)
@@ -130,7 +131,9 @@ def test_what_a_person_sees(project: Path) -> None:
     refused = run("--data", "orders.csv", "--challenger", "better", "--rows-max", "500", code=1).stdout
     assert re.search(r"failed\W+rows\W+500 labelled rows, 1,000 asked for", refused)
     assert refused.strip().splitlines()[-1] == "refused by rows"
-    (project / "pipeline.toml").write_text(SETTINGS + '\n[gate]\napproval = "manual"\n', "utf-8")
+    (project / "pipeline.toml").write_text(
+        SETTINGS + '\n[gate]\napproval = "manual"\nlatency_ratio_max = 100\n', "utf-8"
+    )
     waiting = run("--data", "orders.csv", "--challenger", "better", code=0).stdout
     assert waiting.strip().splitlines()[-1] == "accepted; a person has to approve it"
 
