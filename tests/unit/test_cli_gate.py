@@ -12,7 +12,7 @@ import torch
 from pyarrow import csv
 from typer.testing import CliRunner, Result
 
-from pipeline.cli import make_app
+from pipeline.cli import evaluate_source, make_app
 from pipeline.cli.evaluate_report import figure
 from pipeline.measures import Scored, measure
 from pipeline.models import bundle as bundles
@@ -138,8 +138,9 @@ def test_what_a_person_sees(project: Path) -> None:
     assert waiting.strip().splitlines()[-1] == "accepted; a person has to approve it"
 
 
-def test_a_challenger_that_takes_fewer_events_is_refused(project: Path) -> None:
-    """Rows it would make dead letters of are left out for both, counted, and a reason of their own."""
+def test_a_challenger_that_takes_fewer_events_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows it would make dead letters of are left out for both, counted chunk by chunk, a reason of their own."""
+    monkeypatch.setattr(evaluate_source, "CHUNK_ROWS", 700)
     pack(project / "narrow", 50.0, most=80.0)
     found = judged("--challenger", "narrow", code=1)
     beyond = int((orders()["amount"].to_numpy() > 80).sum())
