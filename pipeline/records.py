@@ -191,13 +191,17 @@ class ModelInputs:
         return len(self.rows)
 
 
+#: What is made of a model's predictions: they are acted on, for all events or for some, or kept aside.
+ModelRole = Literal["champion", "canary", "shadow"]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
     """Which model made a prediction."""
 
     model_id: str
     model_version: str
-    role: Literal["champion", "canary", "shadow"] = "champion"
+    role: ModelRole = "champion"
 
 
 # --------------------------------------------------------------------------- drift

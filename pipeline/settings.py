@@ -86,6 +86,7 @@ class TopicSettings(_Section):
     outcomes: Name | None = None
     model_releases: Name | None = None
     retraining_reports: Name | None = None
+    shadow_predictions: Name | None = None
     partitions: int = Field(4, ge=1, le=10_000, description="Partitions of topics this pipeline creates")
     replication_factor: int = Field(1, ge=1, le=32767)
     retention_hours: float = Field(168.0, gt=0, le=1_000_000, description="Of topics this pipeline creates")
@@ -103,8 +104,11 @@ _TOPIC_ROLES = (
     "outcomes",
     "model_releases",
     "retraining_reports",
+    "shadow_predictions",
 )
 _LABEL_TOPIC_ROLES = frozenset({"labels", "outcomes"})
+#: Made when a shadow is released.
+_ON_DEMAND_TOPIC_ROLES = frozenset({"shadow_predictions"})
 
 
 class EventSettings(_Section):
@@ -357,6 +361,12 @@ class ReleaseSettings(_Section):
         "bundles to; a relative folder is each reader's own project folder's",
     )
     cache_dir: Path = Field(Path("state/models"), description="Folder of fetched bundles; the last few are kept")
+    shadow_time_max: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="Share of a worker's scoring time that a shadow may take; it skips the rest",
+    )
 
 
 class SupervisorSettings(_Section):
@@ -378,8 +388,8 @@ class ObserveSettings(_Section):
         9464,
         ge=0,
         le=65435,
-        description="Monitor's port; worker i serves on port + i (i from 1), labels i on port + 80 + i. 0: a free port, "
-        "named in the log",
+        description="Monitor's port; worker i serves on port + i (i from 1), labels i on port + 80 + i. "
+        "0: a free port, named in the log",
     )
     enabled: bool = True
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -421,7 +431,8 @@ class Settings(_Section):
 
     def topic_names(self) -> dict[str, str]:
         """Role -> topic name, for all topics that are in use: those of labels only where they are joined."""
-        roles = [role for role in _TOPIC_ROLES if self.labels.enabled or role not in _LABEL_TOPIC_ROLES]
+        unused = _ON_DEMAND_TOPIC_ROLES | (frozenset() if self.labels.enabled else _LABEL_TOPIC_ROLES)
+        roles = [role for role in _TOPIC_ROLES if role not in unused]
         return {role: self.topic(role) for role in roles}
 
     def topic(self, role: str) -> str:

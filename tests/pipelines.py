@@ -114,7 +114,8 @@ class Pipeline:
 
     def start(self, *arguments: str, launcher: Sequence[str] = ("pipeline.cli",), **environment: str) -> Process:
         """Start `pipeline ARGUMENTS` on this project; launcher: a module that runs it, and that module's arguments."""
-        log_file = self.folder / f"{len(self.processes)}-{'-'.join(arguments)}.log"
+        said = "-".join(arguments).replace("/", "_")[-100:]
+        log_file = self.folder / f"{len(self.processes)}-{said}.log"
         with log_file.open("wb") as log:
             popen = subprocess.Popen(
                 [sys.executable, "-m", *launcher, "--config", str(self.config), *arguments],

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection
@@ -57,6 +57,12 @@ def specs(settings: Settings) -> list[TopicSpec]:
         partitions = 1 if role in SINGLE_PARTITION_ROLES else settings.topics.partitions
         found.append(TopicSpec(name, partitions, settings.topics.replication_factor, config))
     return found
+
+
+def like(settings: Settings, role: str, name: str) -> TopicSpec:
+    """A topic `name` as that of `role` would be created."""
+    (spec,) = (spec for spec in specs(settings) if spec.name == settings.topic(role))
+    return replace(spec, name=name)
 
 
 def partition_counts(admin: AdminClient) -> dict[str, int]:

@@ -150,7 +150,7 @@ def _warnings(source: Source, bundle: bundles.Bundle, label: str) -> Iterator[st
 
 
 def _scored(source: Source, bundle: bundles.Bundle, settings: Settings, label: str, slices: list[str]) -> Rows:
-    from pipeline.topology import load_model  # noqa: PLC0415  torch and faust, three seconds: after what can be refused
+    from pipeline.topology.serving import load_model  # noqa: PLC0415  torch and faust, three seconds: after what can be refused
 
     signals = tuple(signal.name for signal in bundle.baseline.signals)
     with _progress(source.size) as on_read:

@@ -41,7 +41,7 @@ async def run_role(settings: Settings, name: str, slot: int = 1) -> PipelineErro
         server.start()
         log.info("metrics", url=f"http://{settings.observe.host}:{server.port}/metrics")
     try:
-        building = asyncio.ensure_future(topology.ROLES[name](role))
+        building = asyncio.ensure_future(topology.build(role))
         await asyncio.wait({building, asyncio.ensure_future(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
         if not building.done():
             building.cancel()

@@ -189,6 +189,11 @@ class Metrics:
         )
         registry.register(self._latency)
         self._retries = counter("pipeline_retries", "Batches scored again because the model failed.")
+        trials = counter("pipeline_trial_failures", "Models on trial put out of service for failing.", "role")
+        self._trial_failures = {role: trials.labels(role) for role in ("canary", "shadow", OTHER)}
+        self._shadow_skipped = counter(
+            "pipeline_shadow_skipped", "Events the shadow did not score, to keep to its share of time."
+        )
 
     def _kafka(self, registry: CollectorRegistry) -> None:
         self._lag = _Bounded(
@@ -219,6 +224,13 @@ class Metrics:
         )
         self._models: dict[str, tuple[str, str, str]] = {}
         self._models_lock = Lock()
+        failures = Counter(
+            "pipeline_release_failures",
+            "Released models that could not be put into service.",
+            ["slot"],
+            registry=registry,
+        )
+        self._release_failures = {slot: failures.labels(slot) for slot in ("champion", "canary", "shadow", OTHER)}
         self._signal_means = _Bounded(
             Gauge("pipeline_drift_signal_mean", "Latest block mean of a signal.", ["signal"], registry=registry)
         )
@@ -273,6 +285,13 @@ class Metrics:
     def retried(self) -> None:
         self._retries.inc()
 
+    def trial_failed(self, role: str) -> None:
+        """role: "canary" or "shadow"."""
+        self._trial_failures.get(role, self._trial_failures[OTHER]).inc()
+
+    def shadow_skipped(self, n: int) -> None:
+        self._shadow_skipped.inc(n)
+
     # -- Kafka -------------------------------------------------------------------------------
 
     def lag(self, topic: str, partition: int, n: int) -> None:
@@ -315,6 +334,17 @@ class Metrics:
                 self._model_info.remove(*before)
             self._models[identity.role] = labels
             self._model_info.labels(*labels).set(1)
+
+    def model_gone(self, role: str) -> None:
+        """No model has this role any more."""
+        with self._models_lock:
+            before = self._models.pop(role, None)
+            if before is not None and before not in self._models.values():
+                self._model_info.remove(*before)
+
+    def release_failed(self, slot: str) -> None:
+        """A released model could not be put into service; slot: "champion", "canary" or "shadow"."""
+        self._release_failures.get(slot, self._release_failures[OTHER]).inc()
 
     def drift_signal(self, name: str, value: float) -> None:
         self._signal_means(name).set(value)

@@ -8,26 +8,28 @@ the input; librdkafka fetches, sends and waits for acknowledgements on its own t
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
 import structlog
 
-from pipeline.contracts import Clock, Decoder, Delivery, Model, Observer, Summariser
+from pipeline.contracts import Clock, Decoder, Delivery, Observer
 from pipeline.errors import ScoringError, TransactionAbortedError, UnreachableError
-from pipeline.records import Decoded, Floats, Longs, Reason, RecordBatch, Reject, Stage
-from pipeline.scoring.fields import FIRST_TIME_MS, LAST_TIME_MS, NO_TIME_MS
-from pipeline.scoring.publish import PredictionColumns, Publisher, prediction_labels, without_slices
+from pipeline.records import BatchSummary, Decoded, ModelRole, RecordBatch, Reject
+from pipeline.scoring.fields import NO_TIME_MS
+from pipeline.scoring.lane import Lane, Rows, Scored
+from pipeline.scoring.publish import Publisher
 from pipeline.scoring.refusal import InputLimit
-from pipeline.scoring.signals import SignalMatrix
-from pipeline.scoring.validate import Validated, Validator
+from pipeline.scoring.serving import Served, canary_rows, part_of
 
 log = structlog.get_logger(__name__)
+
+Mask = npt.NDArray[np.bool_]
 
 #: Longest wait between two tries while a registry is away.
 BACKOFF_MAX_S = 5.0
@@ -41,75 +43,14 @@ ARRIVAL_S = 0.05
 class FlowSettings:
     """Batching and retries; see settings.ScoringSettings.
 
-    step_max: records taken in one step; the model still gets at most `batch_max` rows a call.
+    step_max: records taken in one step. shadow_time_max: share of the scoring thread's time that a shadow may take.
     """
 
-    batch_max: int = 1024
     step_max: int = 8192
     linger_ms: float = 0.0
     retries_max: int = 3
     retry_backoff_ms: float = 200.0
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Record batches laid end to end: what one step works on."""
-
-    batches: list[RecordBatch]
-    values: list[bytes | None]
-    keys: list[bytes | None]
-    partitions: Longs
-    offsets: Longs
-    timestamps_ms: Longs
-
-    @classmethod
-    def of(cls, batches: list[RecordBatch]) -> "Rows":
-        """All records of `batches`, in their order."""
-        sizes = [len(b) for b in batches]
-        return cls(
-            batches,
-            [v for b in batches for v in b.values] if len(batches) > 1 else batches[0].values,
-            [k for b in batches for k in b.keys] if len(batches) > 1 else batches[0].keys,
-            np.repeat(np.array([b.partition for b in batches], dtype=np.int64), sizes),
-            np.concatenate([np.array(b.offsets, dtype=np.int64) for b in batches]),
-            np.concatenate([np.array(b.timestamps_ms, dtype=np.int64) for b in batches]),
-        )
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def keys_of(self, rows: Longs) -> list[bytes | None]:
-        """Keys of some rows, which ascend."""
-        return self.keys if len(rows) == len(self) else [self.keys[row] for row in rows.tolist()]
-
-    def source(self, row: int) -> tuple[RecordBatch, int]:
-        """The batch of a row and the row's index in it."""
-        for batch in self.batches:
-            if row < len(batch):
-                return batch, row
-            row -= len(batch)
-        raise IndexError(row)
-
-    def place(self, row: int) -> str:
-        """Topic, partition and offset of a row, for a person."""
-        batch, index = self.source(row)
-        return f"{batch.topic}[{batch.partition}]@{batch.offsets[index]}"
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What scoring made of rows; nothing has been sent yet."""
-
-    rows: Rows
-    decoded: Decoded
-    checked: Validated
-    #: Input row of each output, ascending; outputs (m, width); class indices or None.
-    scored_rows: Longs
-    outputs: Floats
-    labels: Longs | None
-    rejects: list[Reject]
-    #: Encoded predictions, one per scored row.
-    values: list[bytes]
+    shadow_time_max: float = 0.2
 
 
 class Flow:
@@ -119,29 +60,41 @@ class Flow:
         self,
         *,
         decoder: Decoder,
-        validator: Validator,
-        model: Model,
+        served: Served,
         publisher: Publisher,
-        summariser: Summariser | None,
         observer: Observer,
         settings: FlowSettings,
         clock: Clock = time.time,
         input_limit: InputLimit | None = None,
     ) -> None:
         self._decoder = decoder
-        self._validator = validator
-        self._model = model
+        self._served = served
+        #: Champions that were replaced since the last commit: what they added up is due with it.
+        self._replaced: list[Lane] = []
         self._publisher = publisher
-        self._summariser = summariser
         self._observer = observer
         self._settings = settings
         self._clock = clock
         self._input_limit = input_limit or InputLimit()
-        self._columns = PredictionColumns(model.contract, model.identity, clock)
-        self._signals = SignalMatrix(summariser.signals, model.contract) if summariser else None
+        self._shadow_s, self._shadow_since = 0.0, time.perf_counter()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         #: Held by a step, and by a commit: outputs of one never mix with the flush of the other.
         self._between_steps = asyncio.Lock()
+
+    async def serve(self, served: Served) -> bool:
+        """From the next step on these models are in service: loaded and warm, so that no event waits for them.
+
+        Whether that is a change. One that failed and was taken out of service comes back with any change.
+        """
+        async with self._between_steps:
+            if served == self._served:
+                return False
+            if served.champion is not self._served.champion:
+                self._replaced.append(self._served.champion)
+            if served.shadow is not self._served.shadow:
+                self._shadow_s, self._shadow_since = 0.0, time.perf_counter()
+            self._served = served
+            return True
 
     async def run(
         self,
@@ -184,15 +137,18 @@ class Flow:
     async def between_steps(self) -> AsyncIterator[None]:
         """For a commit: no step runs inside, and summaries of all steps before were handed to the sink."""
         async with self._between_steps:
-            if self._summariser is not None:
-                summaries = self._summariser.drain()
+            if summaries := self._drain():
                 await asyncio.get_running_loop().run_in_executor(self._thread, self._publisher.summaries, summaries)
             yield
 
     def forget(self) -> None:
         """Drop what was added up since the last commit: its records will be scored again."""
-        if self._summariser is not None:
-            self._summariser.drain()
+        self._drain()
+
+    def _drain(self) -> list[BatchSummary]:
+        lanes = [*self._replaced, self._served.champion]
+        self._replaced.clear()
+        return [summary for lane in lanes for summary in lane.drain()]
 
     def close(self) -> None:
         """Let the scoring thread go; a call into a hung model is left behind."""
@@ -239,142 +195,81 @@ class Flow:
 
     def _step(self, batches: list[RecordBatch]) -> None:
         """Decode, validate, score, encode; then, all of it having gone well, hand over and add up."""
-        scored = self._score(Rows.of(batches))
-        self._input_limit.take(len(scored.rows), scored.rejects, scored.rows.place)
-        self._publish(scored)
-        self._observe(scored)
-
-    def _score(self, rows: Rows) -> Scored:
-        """Everything that can fail on bad data or a bad model; has no effect outside. May be repeated."""
+        rows = Rows.of(batches)
         started = time.perf_counter()
         decoded = self._decoder.decode(rows.values)
-        decode_done = time.perf_counter()
-        checked = self._validator.validate(decoded)
-        validate_done = time.perf_counter()
-        columns_scored, outputs = self._apply_model(checked)
-        score_done = time.perf_counter()
-        scored_rows = decoded.rows[columns_scored]
-        finite = np.isfinite(outputs).all(axis=1)
-        rejects = decoded.rejects + checked.rejects
-        if not finite.all():
-            rejects += [
-                Reject(int(row), Stage.SCORE, Reason.OUTPUT_NOT_FINITE, "the model returned NaN or infinity")
-                for row in scored_rows[~finite]
-            ]
-            columns_scored, scored_rows, outputs = columns_scored[finite], scored_rows[finite], outputs[finite]
-        labels = prediction_labels(outputs, self._model.contract)
-        values: list[bytes] = []
-        if len(outputs):
-            ids, slices = checked.ids, checked.slices
-            if len(outputs) < len(ids):
-                ids = [ids[i] for i in columns_scored]
-                slices = None if slices is None else slices.take(pa.array(columns_scored))
-            columns = self._columns.build(
-                ids,
-                checked.event_times_ms[columns_scored],
-                outputs,
-                labels,
-                rows.partitions[scored_rows],
-                rows.offsets[scored_rows],
-                slices,
-            )
-            values, large = self._encode(columns, rows.keys_of(scored_rows))
-            if large:
-                rejects += [
-                    Reject(int(scored_rows[i]), Stage.SCORE, Reason.OUTPUT_TOO_LARGE, told) for i, told in large.items()
-                ]
-                kept = [i for i in range(len(values)) if i not in large]
-                scored_rows, outputs, values = scored_rows[kept], outputs[kept], [values[i] for i in kept]
-                labels = None if labels is None else labels[kept]
-        encode_done = time.perf_counter()
-        for name, seconds in (
-            ("decode", decode_done - started),
-            ("validate", validate_done - decode_done),
-            ("score", score_done - validate_done),
-            ("encode", encode_done - score_done),
-        ):
-            self._observer.stage(name, seconds)
-        return Scored(rows, decoded, checked, scored_rows, outputs, labels, rejects, values)
+        self._observer.stage("decode", time.perf_counter() - started)
+        parts, canarys = self._score(rows, decoded)
+        rejects = decoded.rejects + [reject for part in parts for reject in part.rejects]
+        self._input_limit.take(len(rows), rejects, rows.place)
+        self._publish(rows, parts, rejects, canarys)
+        self._observe(rows, parts, rejects)
+        if self._served.shadow is not None:
+            self._score_in_shadow(self._served.shadow, rows, decoded)
 
-    def _encode(self, columns: pa.RecordBatch, keys: Sequence[bytes | None]) -> tuple[list[bytes], dict[int, str]]:
-        """Kafka values of predictions, and what to say of each (by index) that its topic does not take.
+    def _score(self, rows: Rows, decoded: Decoded) -> tuple[list[Scored], Mask | None]:
+        """What each model in service makes of its rows, and which rows are the canary's. May be repeated."""
+        served, timed = self._served, self._observer.stage
+        if served.canary is None:
+            return [served.champion.score(rows, decoded, timed)], None
+        canarys = canary_rows(rows, served.share)
+        try:
+            tried = served.canary.score(rows, part_of(decoded, canarys), timed)
+        except ScoringError as error:
+            self._withdraw("canary", error)
+            return [served.champion.score(rows, decoded, timed)], None
+        return [served.champion.score(rows, part_of(decoded, ~canarys), timed), tried], canarys
 
-        Slices are never the reason: a prediction that is too large with them goes without.
-        """
-        values = self._publisher.encode_predictions(columns)
-        large = list(self._publisher.oversized(keys, values))
-        if not large:
-            return values, {}
-        smaller = self._publisher.encode_predictions(without_slices(columns.take(pa.array(large))))
-        for row, value in zip(large, smaller, strict=True):
-            values[row] = value
-        return values, self._publisher.oversized(keys, values)
+    def _withdraw(self, role: ModelRole, error: ScoringError) -> None:
+        """A model on trial that failed costs no event: from now on this process does without it."""
+        log.error("model on trial failed, out of service here", model_role=role, error=str(error))
+        self._observer.trial_failed(role)
+        self._served = self._served.without(role)
 
-    def _apply_model(self, checked: Validated) -> tuple[Longs, Floats]:
-        """Column rows scored, ascending, and their outputs: model calls of one shape and ≤ batch_max rows each."""
-        rows: list[Longs] = []
-        outputs: list[Floats] = []
-        step = self._settings.batch_max
-        for inputs in checked.inputs:
-            for start in range(0, len(inputs), step):
-                part = slice(start, start + step)
-                outputs.append(self._model.score({name: array[part] for name, array in inputs.arrays.items()}))
-                rows.append(inputs.rows[part])
-        if not outputs:
-            return np.empty(0, np.int64), np.empty((0, self._model.contract.output.width), np.float32)
-        if len(outputs) == 1:
-            return rows[0], outputs[0]
-        all_rows, all_outputs = np.concatenate(rows), np.concatenate(outputs)
-        if len(checked.inputs) == 1:
-            return all_rows, all_outputs
-        order = np.argsort(all_rows, kind="stable")
-        return all_rows[order], all_outputs[order]
-
-    def _publish(self, scored: Scored) -> None:
+    def _publish(self, rows: Rows, parts: list[Scored], rejects: list[Reject], canarys: Mask | None) -> None:
         started = time.perf_counter()
-        rows = scored.rows
-        self._publisher.predictions(rows.keys_of(scored.scored_rows), scored.values)
-        for reject in sorted(scored.rejects, key=lambda r: r.row):
+        for part in parts:
+            self._publisher.predictions(rows.keys_of(part.scored_rows), part.values)
+        for reject in sorted(rejects, key=lambda r: r.row):
             batch, row = rows.source(reject.row)
             headers = batch.headers[row] if batch.headers else None
             source = (batch.topic, batch.partition, batch.offsets[row])
             self._publisher.dead_letter(reject, source, batch.keys[row], batch.values[row], headers)
-        if self._summariser is not None and self._signals is not None:
-            self._summarise(scored, self._signals, self._summariser)
+        self._served.champion.summarise(parts[0], canarys)
         self._observer.stage("publish", time.perf_counter() - started)
 
-    def _summarise(self, scored: Scored, signals: SignalMatrix, summariser: Summariser) -> None:
-        rows, checked = scored.rows, scored.checked
-        decoded_rows = scored.decoded.rows
-        matrix = signals.fill(
-            len(rows), decoded_rows, checked.numbers, checked.nulls, scored.scored_rows, scored.outputs, scored.labels
-        )
-        # A producer may write any number there, and a summary's times are read as dates.
-        times = np.clip(rows.timestamps_ms, FIRST_TIME_MS, LAST_TIME_MS)
-        known = checked.event_times_ms != NO_TIME_MS
-        times[decoded_rows[known]] = checked.event_times_ms[known]
-        start = 0
-        for batch in rows.batches:
-            part = slice(start, start + len(batch))
-            summariser.add(batch.topic, batch.partition, rows.offsets[part], times[part], matrix[part])
-            start = part.stop
-
-    def _observe(self, scored: Scored) -> None:
-        observer, rows = self._observer, scored.rows
+    def _observe(self, rows: Rows, parts: list[Scored], rejects: list[Reject]) -> None:
+        observer = self._observer
         for batch in rows.batches:
             observer.events_read(batch.topic, len(batch))
         observer.batch(len(rows))
-        observer.scored(self._model.identity, len(scored.values))
-        for reject in scored.rejects:
+        for reject in rejects:
             observer.rejected(reject.stage, reject.reason)
-        for key, count in scored.checked.imputed.items():
-            observer.imputed(key, count)
         now_ms = self._clock() * 1000
-        observer.latencies("broker", (now_ms - rows.timestamps_ms[scored.scored_rows]) / 1000)
-        event_times = scored.checked.event_times_ms
-        event_times = event_times[event_times != NO_TIME_MS]
-        if len(event_times):
-            observer.latencies("event", (now_ms - event_times) / 1000)
+        for part in parts:
+            observer.scored(part.lane.identity, len(part.values))
+            for key, count in part.checked.imputed.items():
+                observer.imputed(key, count)
+            observer.latencies("broker", (now_ms - rows.timestamps_ms[part.scored_rows]) / 1000)
+            event_times = part.checked.event_times_ms
+            event_times = event_times[event_times != NO_TIME_MS]
+            if len(event_times):
+                observer.latencies("event", (now_ms - event_times) / 1000)
+
+    def _score_in_shadow(self, shadow: Lane, rows: Rows, decoded: Decoded) -> None:
+        """Once what counts is on its way, and only within the shadow's share of this thread's time."""
+        now = time.perf_counter()
+        if self._shadow_s > self._settings.shadow_time_max * (now - self._shadow_since):
+            self._observer.shadow_skipped(len(rows))
+            return
+        try:
+            scored = shadow.score(rows, decoded, lambda _stage, _seconds: None)
+        except ScoringError as error:
+            self._withdraw("shadow", error)
+            return
+        self._publisher.shadow_predictions(rows.keys_of(scored.scored_rows), scored.values)
+        self._observer.scored(shadow.identity, len(scored.values))
+        self._shadow_s += time.perf_counter() - now
 
 
 async def _comes(coming: "asyncio.Future[Any]", more_waiting: Callable[[], bool], linger_until: float) -> bool:

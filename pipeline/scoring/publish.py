@@ -102,11 +102,13 @@ class Publisher:
         encode_summary: Callable[[BatchSummary], bytes],
         clock: Clock,
         record_bytes_max: Mapping[str, int] | None = None,
+        shadow_topic: str = "",
     ) -> None:
+        """shadow_topic: where `shadow_predictions` go."""
         limits = record_bytes_max or {}
         self._prediction_bytes_max = limits.get(predictions_topic, NO_LIMIT)
         self._sink = sink
-        self._predictions_topic = predictions_topic
+        self._predictions_topic, self._shadow_topic = predictions_topic, shadow_topic
         self._dead_letters = DeadLetters(sink, dead_letters_topic, clock, limits.get(dead_letters_topic, NO_LIMIT))
         self._summaries_topic = summaries_topic
         self._prediction_encoder = prediction_encoder
@@ -130,6 +132,11 @@ class Publisher:
         """Send predictions under their events' keys."""
         if values:
             self._sink.send_batch(self._predictions_topic, keys, values)
+
+    def shadow_predictions(self, keys: Sequence[bytes | None], values: list[bytes]) -> None:
+        """Send predictions that nobody acts on, under their events' keys."""
+        if values:
+            self._sink.send_batch(self._shadow_topic, keys, values)
 
     def dead_letter(
         self,

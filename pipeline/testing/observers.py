@@ -20,6 +20,8 @@ class RecordingObserver:
         self.stages: Counter[str] = Counter()
         self.seconds_since: dict[str, list[float]] = {}
         self.retries = 0
+        self.failed_trials: list[str] = []
+        self.skipped = 0
 
     def events_read(self, topic: str, n: int) -> None:
         self.read[topic] += n
@@ -44,3 +46,9 @@ class RecordingObserver:
 
     def retried(self) -> None:
         self.retries += 1
+
+    def trial_failed(self, role: str) -> None:
+        self.failed_trials.append(role)
+
+    def shadow_skipped(self, n: int) -> None:
+        self.skipped += n

@@ -14,8 +14,8 @@ from pipeline.bus.reading import record_batches
 from pipeline.models import bundle as bundles
 from pipeline.records import RecordBatch
 from pipeline.settings import Settings
+from pipeline.topology.releases import release_log, released_bundle
 from pipeline.topology.role import Role, is_current, make_app, once_reachable, prepare_topics, until_fault
-from pipeline.topology.worker import checked_bundle
 
 log = structlog.get_logger(__name__)
 
@@ -44,8 +44,11 @@ async def build_monitor(role: Role) -> None:
     """Wire the drift monitor: summaries in, one trigger a drift out; state saved when both are committed."""
     settings, metrics = role.settings, role.metrics
     schema = codec.event_schema(settings)
-    bundle = await asyncio.to_thread(checked_bundle, settings, schema)
     await prepare_topics(settings)
+    releases = release_log(settings, ClientOptions.from_settings(settings))
+    bundle = await once_reachable(
+        "waiting for the model", lambda: released_bundle(settings, releases.state().champion, schema)
+    )
     registry = codec.registry_of(settings)
     rows = codec.RowCodec(registry)
     trigger_schema = codec.load_schema("retraining-trigger")

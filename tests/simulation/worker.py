@@ -23,7 +23,7 @@ from pipeline.bus.poller import PollerStoppedError
 from pipeline.bus.producer import BatchProducer
 from pipeline.bus.transactions import TransactionalProducer
 from pipeline.bus.transport import Deadline, Hooks, Transactions
-from pipeline.records import RecordBatch, TopicPartition
+from pipeline.records import BatchSummary, RecordBatch, TopicPartition
 from pipeline.scoring.flow import Flow, FlowSettings
 from tests.simulation.clients import INPUT, OUTPUT, Network, PlainProducer, SimConsumer, SimProducer, named
 from tests.simulation.virtual import Loop, World
@@ -230,9 +230,11 @@ class _Flow(Flow):
     def __init__(self, world: World, send: Callable[[RecordBatch], None]) -> None:
         self._world, self._send = world, send
         self._settings = FlowSettings(step_max=16)
-        self._summariser = self._signals = None
         self._thread: Any = None
         self._between_steps = asyncio.Lock()
+
+    def _drain(self) -> list[BatchSummary]:
+        return []
 
     def _step(self, batches: list[RecordBatch]) -> None:
         self._world.sleep(self._world.jitter(0.5))  # the model

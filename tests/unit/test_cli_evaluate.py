@@ -31,7 +31,9 @@ from pipeline.models import loading
 from pipeline.models.manifest import Architecture
 from pipeline.records import Feature, FeatureContract, OutputContract
 from pipeline.scoring.flow import Flow, FlowSettings
+from pipeline.scoring.lane import Lane
 from pipeline.scoring.publish import Publisher
+from pipeline.scoring.serving import Served
 from pipeline.scoring.validate import Validator
 from pipeline.settings import Settings, load
 from pipeline.testing import RecordingObserver, RecordingSink, ScriptedModel, ScriptedSource, record_batch
@@ -303,20 +305,19 @@ async def test_scores_and_rejects_what_a_worker_does(folder: Path) -> None:
 
     sink, model = RecordingSink(), ScriptedModel(of, nan_on=frozenset({0.5}))
     prediction = codec.load_schema("prediction")
+    publisher = Publisher(
+        sink,
+        predictions_topic="predictions",
+        dead_letters_topic="dead-letters",
+        summaries_topic="summaries",
+        prediction_encoder=codec.ColumnarEncoder(prediction, registry.register("predictions-value", prediction)),
+        encode_summary=lambda _summary: b"",
+        clock=lambda: START_MS / 1000,
+    )
     flow = Flow(
         decoder=codec.ColumnarDecoder(registry, schema),
-        validator=Validator(of, id_field="id", time_field="at"),
-        model=model,
-        publisher=Publisher(
-            sink,
-            predictions_topic="predictions",
-            dead_letters_topic="dead-letters",
-            summaries_topic="summaries",
-            prediction_encoder=codec.ColumnarEncoder(prediction, registry.register("predictions-value", prediction)),
-            encode_summary=lambda _summary: b"",
-            clock=lambda: START_MS / 1000,
-        ),
-        summariser=None,
+        served=Served(Lane(model, Validator(of, id_field="id", time_field="at"), publisher, batch_max=1024)),
+        publisher=publisher,
         observer=RecordingObserver(),
         settings=FlowSettings(),
     )

@@ -15,8 +15,10 @@ from pipeline import __version__, codec
 from pipeline.errors import DeliveryError, InputRefusedError, ScoringError, TransactionAbortedError, UnreachableError
 from pipeline.records import BatchSummary, Decoded, Feature, FeatureContract, OutputContract, Reason, RecordBatch, Stage
 from pipeline.scoring.flow import Flow, FlowSettings, queue_waits
+from pipeline.scoring.lane import Lane
 from pipeline.scoring.publish import Publisher
 from pipeline.scoring.refusal import InputLimit
+from pipeline.scoring.serving import Served
 from pipeline.scoring.validate import Validator
 from pipeline.testing import (
     ABORT,
@@ -103,10 +105,17 @@ class Setup:
         )
         self.flow = Flow(
             decoder=self,
-            validator=Validator(CONTRACT, id_field="id", time_field="at", slice_fields=slice_fields),
-            model=self.model,
+            served=Served(
+                Lane(
+                    self.model,
+                    Validator(CONTRACT, id_field="id", time_field="at", slice_fields=slice_fields),
+                    publisher,
+                    batch_max=settings.pop("batch_max", 1024),
+                    clock=self.clock,
+                    summariser=self.summariser,
+                )
+            ),
             publisher=publisher,
-            summariser=self.summariser,
             observer=self.observer,
             settings=FlowSettings(**{"retry_backoff_ms": 0.0, **settings}),
             clock=self.clock,

@@ -33,6 +33,9 @@ NAMES = {
     "pipeline_monitor_events_total": set(),
     "pipeline_missed_offsets_total": {"topic"},
     "pipeline_broker_errors_total": {"kind"},
+    "pipeline_trial_failures_total": {"role"},
+    "pipeline_shadow_skipped_total": set(),
+    "pipeline_release_failures_total": {"slot"},
     "pipeline_labels_total": {"result"},
     "pipeline_label_delay_seconds_bucket": {"le"},
     "pipeline_labels_waiting": set(),
@@ -81,6 +84,9 @@ def use_everything(metrics: Metrics, text: str = "x") -> None:
     metrics.imputed(text, 4)
     metrics.batch(3)
     metrics.labels(text, 2)
+    metrics.trial_failed(text)
+    metrics.shadow_skipped(2)
+    metrics.release_failed(text)
     metrics.label_delays(np.array([0.5, 100.0]))
     metrics.labels_waiting(5)
     metrics.quality([version(text)])

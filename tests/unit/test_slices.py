@@ -80,7 +80,7 @@ def test_a_worker_says_at_its_start_which_fields_do_not_fit(tmp_path: Path) -> N
 
     async def start() -> None:
         role = topology.Role(settings, "worker", 0, observe.Metrics())
-        await asyncio.wait_for(topology.ROLES["worker"](role), 60)
+        await asyncio.wait_for(topology.build(role), 60)
 
     with pytest.raises(ContractError) as raised:
         asyncio.run(start())
