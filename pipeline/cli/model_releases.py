@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli import render
-from pipeline.cli.context import local_time, settings_of, stdout, table
+from pipeline.cli.context import local_time, say, settings_of, stdout, table
 from pipeline.codec import event_schema
-from pipeline.errors import BundleError
+from pipeline.errors import BundleError, ContractError
 from pipeline.models import bundle as bundles
 from pipeline.models import releases
 from pipeline.models.bundle import Bundle
@@ -187,6 +187,45 @@ def withdraw(ctx: typer.Context, slot: SlotOf, reason: Reason = "", by: By = Non
     _change(settings_of(ctx), by, reason, lambda state, decision: releases.withdraw(state, slot.value, decision))
 
 
+@app.command()
+def approve(
+    ctx: typer.Context,
+    report_id: Annotated[str, typer.Argument(metavar="REPORT", help="The id of a report of the gate.")],
+    share: Annotated[float, typer.Option(help="Share of the events that it gets as canary.")] = 0.1,
+    at_once: Annotated[bool, typer.Option("--champion", help="Make it champion, without a time as canary.")] = False,
+    reason: Reason = "",
+    by: By = None,
+) -> None:
+    """Say yes to a challenger that the gate accepted and that waits for a person (gate.approval = "manual").
+
+    It becomes canary. The champion must still be the one that the gate compared it with.
+
+    [bold]Example[/bold]  pipeline model approve 3f9c1a2b4d5e6f70 --share 0.05
+    """
+    from pipeline.cli.releasing import find_report  # noqa: PLC0415
+
+    settings = settings_of(ctx)
+    releases.check_share(share)
+    report = find_report(settings, report_id)
+    uri = report.challenger_uri
+    model = _publish(settings, uri if "://" in uri else str(settings.path(Path(uri))))
+    if model.model_version != report.challenger_version:
+        raise BundleError(f"{uri}: is {model.model_version}, and the gate accepted {report.challenger_version}")
+
+    def approved(state: Releases, decision: Decision) -> Change:
+        now = state.champion.model_version if state.champion else "none"
+        if now != report.champion_version:
+            told = (
+                f"compared with champion {report.champion_version}, and that is {now} by now: let the gate judge anew"
+            )
+            raise ContractError(f"report {report_id}: {model.model_version} was {told}")
+        if at_once:
+            return releases.release(state, model, decision)
+        return releases.canary(state, model, share, decision)
+
+    _change(settings, by, reason, approved, report_id)
+
+
 # --------------------------------------------------------------------------- their parts
 
 
@@ -196,12 +235,21 @@ def _log(settings: Settings, *, create: bool = False) -> Any:
     return open_releases(settings, create=create)
 
 
-def _change(settings: Settings, by: str | None, reason: str, make: Callable[[Releases, Decision], Change]) -> None:
-    """Carry a change out and say what holds then."""
+def _change(
+    settings: Settings,
+    by: str | None,
+    reason: str,
+    make: Callable[[Releases, Decision], Change],
+    report_id: str | None = None,
+) -> None:
+    """Carry a change out and say what holds then; what a report asks for is carried out once."""
     from pipeline.cli.releasing import decide  # noqa: PLC0415
 
-    decision = decide(settings, by, reason)
+    decision = decide(settings, by, reason, report_id)
     state: Releases = _log(settings, create=True).change(decision, lambda now: make(now, decision))
+    entry = next(e for e in state.history if e.release_id == decision.release_id)
+    if (entry.released_by, entry.released_at_ms) != (decision.by, decision.at_ms):
+        say(f"report {report_id} was approved already, {local_time(entry.released_at_ms)} by {entry.released_by}")
     for slot in releases.SLOTS:
         if (found := state.slot(slot)) is not None:
             share = f", {_share(found)} of the events" if slot == "canary" else ""

@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 from typer.testing import CliRunner, Result
 
+from pipeline import codec
+from pipeline.bus import topics
+from pipeline.bus.clients import ClientOptions, make_admin
 from pipeline.cli import make_app
 from pipeline.models import bundle as bundles
 from pipeline.models import loading
 from pipeline.models.fetching import fetch
 from pipeline.models.manifest import Architecture
 from pipeline.records import Feature, FeatureContract, OutputContract
+from pipeline.retraining.reports import RetrainingReport, to_row
+from pipeline.settings import load
 
 EVENT = {
     "type": "record",
@@ -66,6 +72,22 @@ class Project:
         assert result.exit_code == code, (result.output, result.exception)
         (line,) = result.stderr.splitlines()
         return line
+
+    def report(self, report_id: str, challenger: str, approval: Any, champion: str = "v1", uri: str = "") -> None:
+        """Write a report of the gate, as the retrainer does."""
+        settings = load(self.folder / "pipeline.toml", environment={})
+        topic, schema = settings.topic("retraining_reports"), codec.load_schema("retraining-report")
+        registry = codec.registry_of(settings)
+        options = ClientOptions.from_settings(settings)
+        topics.create(make_admin(options), [spec for spec in topics.specs(settings) if spec.name == topic])
+        report = RetrainingReport(
+            report_id, None, settings.name, "shop", champion, challenger, uri or f"models/{challenger}",
+            approval != "none", approval, (), "error", 1_000, {}, {}, "{}", 1,
+        )  # fmt: skip
+        schema_id = registry.register(f"{topic}-value", schema)
+        producer = Producer({"bootstrap.servers": settings.kafka.bootstrap_servers})
+        producer.produce(topic, codec.RowCodec(registry).encode(schema_id, schema, to_row(report)), report_id)
+        assert producer.flush(20) == 0
 
     def slots(self) -> dict[str, str]:
         return {row["slot"]: row["model_version"] for row in self.rows("list")}
@@ -187,6 +209,34 @@ def test_a_url_is_released_as_it_is(project: Project) -> None:
     assert row["uri"] == f"file://{path}"
     assert not (project.folder / "releases").exists()
     assert "Protocol not known" in project.refused("shadow", "nothing://b.tar")
+
+
+def test_a_report_that_waits_is_approved_once(project: Project) -> None:
+    """The challenger becomes canary, with the report's id; what does not wait, or is out of date, is refused."""
+    project.ok("release", project.bundle("v1"))
+    for version in ("v2", "v3", "v4"):
+        project.bundle(version)
+    project.report("r-yes", "v2", "waiting")
+    project.report("r-no", "v3", "none")
+    project.report("r-auto", "v3", "automatic")
+    project.report("r-other", "v4", "waiting", uri="models/v3")
+    assert "has no report r-what; these wait: r-other, r-yes" in project.refused("approve", "r-what")
+    assert "does not wait for anybody: the gate refused the challenger" in project.refused("approve", "r-no")
+    assert "does not wait for anybody: the gate let it pass" in project.refused("approve", "r-auto")
+    assert "is v3, and the gate accepted v4" in project.refused("approve", "r-other")
+    assert project.ok("approve", "r-yes", "--by", "ann", "--share", "0.2").endswith(
+        "canary: shop v2, 20% of the events\n"
+    )
+    assert project.rows("history")[-1]["report_id"] == "r-yes"
+    project.ok("withdraw", "canary")
+    again = project.run("approve", "r-yes")
+    assert (again.exit_code, again.stdout) == (0, "champion: shop v1\n")
+    assert "was approved already" in again.stderr
+    assert "by ann" in again.stderr
+    project.report("r-late", "v3", "waiting", champion="v0")
+    assert "was compared with champion v0, and that is v1 by now" in project.refused("approve", "r-late")
+    project.report("r-now", "v3", "waiting")
+    assert project.ok("approve", "r-now", "--champion") == "champion: shop v3\n"
 
 
 def test_without_a_broker_the_command_says_so(tmp_path: Path) -> None:

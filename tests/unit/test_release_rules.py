@@ -1,7 +1,11 @@
 """The releases by example: what a rollback goes back to, and rows that other tools wrote."""
 
+import dataclasses
+import json
+
 import pytest
 
+from pipeline import codec
 from pipeline.errors import ContractError
 from pipeline.models import releases
 from pipeline.models.releases import Decision, Model, ModelRelease, Releases, fold
@@ -84,3 +88,10 @@ def test_a_release_says_who_why_and_what_was_before() -> None:
     del row["uri"]
     with pytest.raises(ContractError, match="has no field 'uri'"):
         releases.from_row(row)
+
+
+def test_the_schema_has_the_fields_of_a_release() -> None:
+    """Names and order, each with its meaning: neither changes without the other."""
+    schema = json.loads(codec.load_schema("model-release"))
+    assert [f["name"] for f in schema["fields"]] == [f.name for f in dataclasses.fields(ModelRelease)]
+    assert all(len(f["doc"]) > 10 for f in schema["fields"])
