@@ -50,10 +50,10 @@ def test_new_statistics_are_the_same_function(
     with torch.inference_mode():
         before = module(tensors).numpy().copy()
     restandardise(module, tensors, goal, 150, regression=regression)
+    standardise: Any = module.standardise
     with torch.inference_mode():
         after = module(tensors).numpy()
-        assert module.standardise is not None
-        inside = module.standardise(tensors["numbers"][:150])
+        inside = standardise(tensors["numbers"][:150])
     moved = np.abs((rows - rows[:150].mean(0)) / np.maximum(rows[:150].std(0), 1e-9)).max() < CLIP_SD
     if moved:
         assert np.allclose(before, after, atol=2e-4)
@@ -63,12 +63,13 @@ def test_new_statistics_are_the_same_function(
 def test_a_feature_that_moved_out_of_sight_keeps_its_weight_per_deviation() -> None:
     """A column that was constant, or moves by hundreds of its deviations, would make the layer explode."""
     module = network(numbers=2)
-    weights = module.layers[0].weight.detach().clone()
+    first: Any = module.layers[0]
+    weights = first.weight.detach().clone()
     random = np.random.default_rng(0)
     rows = np.stack([random.normal(0, 1, 500), random.normal(1e4, 1e3, 500)], axis=1)
     tensors = {"numbers": torch.from_numpy(rows.astype(np.float32))}
     restandardise(module, tensors, torch.zeros(500), 500, regression=False)
-    assert torch.equal(module.layers[0].weight[:, 1], weights[:, 1])
+    assert torch.equal(first.weight[:, 1], weights[:, 1])
     with torch.inference_mode():
         assert float(module(tensors).abs().max()) < 10
 
@@ -76,15 +77,15 @@ def test_a_feature_that_moved_out_of_sight_keeps_its_weight_per_deviation() -> N
 def test_a_feature_that_stands_still_keeps_its_statistics() -> None:
     """There is nothing to set them by, and the model stays the same."""
     module = network(numbers=2)
-    module.standardise.set(torch.tensor([1.0, 2.0]), torch.tensor([1e-3, 3.0]))  # type: ignore[union-attr]
+    standardise: Any = module.standardise
+    standardise.set(torch.tensor([1.0, 2.0]), torch.tensor([1e-3, 3.0]))
     tensors = {"numbers": torch.tensor([[1.002, 1.0], [1.002, 5.0]] * 50)}
     with torch.inference_mode():
         before = module(tensors).clone()
     restandardise(module, tensors, torch.zeros(100), 100, regression=False)
     with torch.inference_mode():
         assert torch.allclose(module(tensors), before, atol=1e-4)
-    assert module.standardise is not None
-    assert module.standardise.mean.tolist() == [1.0, 3.0]
+    assert standardise.mean.tolist() == [1.0, 3.0]
 
 
 def task(n: int = 800, seed: int = 0, turned: bool = False) -> tuple[dict[str, np.ndarray[Any, Any]], Target]:
@@ -162,7 +163,8 @@ def test_a_parent_that_is_out_of_order_is_no_bound() -> None:
     """Its loss is no number: what is learnt is better than that."""
     module = network()
     with torch.no_grad():
-        module.layers[2].bias.fill_(float("inf"))
+        last: Any = module.layers[2]
+        last.bias.fill_(float("inf"))
     with pytest.raises(DataError, match="no finite loss"):
         train.fine_tune(module, *task(300), 250, Recipe(epochs_max=2))
 
