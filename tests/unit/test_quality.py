@@ -11,9 +11,12 @@ from pipeline import codec
 from pipeline.codec import ColumnarDecoder, ColumnarEncoder
 from pipeline.errors import ContractError
 from pipeline.measures.online import Counting
+from pipeline.measures.slices import GAP_ROWS_MIN
 from pipeline.measures.sums import Sums
 from pipeline.quality import OutcomeReader, Outcomes, Quality, errors_of, outcomes_of
+from pipeline.quality.alarms import GapWatch
 from pipeline.quality.delays import EDGES, MADE_PANES_MAX, Delays
+from pipeline.quality.gaps import gaps
 from pipeline.quality.known import FRONT_MAX, KnownTruths
 from pipeline.quality.quality import MODELS_MAX, SLICES_MAX, VALUES_MAX
 from pipeline.records import ModelIdentity, OutputContract, RecordBatch, TopicPartition
@@ -327,6 +330,50 @@ def test_a_gap_that_was_always_there_is_no_alarm() -> None:
     assert hours(found, 0, 24, 1, north=0.2, south=0.5) == []
     assert hours(found, 24, 12, 2, north=0.2, south=0.52) == []
     assert hours(found, 36, 12, 3, north=0.35, south=0.35) == []
+
+
+def gap(difference: float, half: float) -> dict[str, Any]:
+    """A gap of a rate that is known to +-half with 95 %."""
+    ends = {"low": difference - half, "high": difference + half}
+    return {"field": "x", "value": "a", "measure": "selection_rate", "difference": difference, "rows": 100, **ends}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "raised"),
+    [
+        (gap(0.0, 0.001), gap(0.04, 0.001), False),  # certain, and not worth a word
+        (gap(0.0, 0.001), gap(0.06, 0.001), True),
+        (gap(0.0, 0.001), gap(-0.06, 0.001), True),  # in either direction
+        (gap(0.1, 0.001), gap(-0.12, 0.001), False),  # as wide as before, the other way round
+        (gap(0.1, 0.001), gap(0.04, 0.001), False),
+        (gap(0.0, 0.001), gap(0.06, 0.04), False),  # wide, and not certain
+        (gap(0.0, 0.04), gap(0.06, 0.001), False),  # nor that it was narrower before
+    ],
+)
+def test_what_counts_as_widening(before: Any, now: Any, raised: bool) -> None:
+    """Wider by enough, and not by chance on either side; without a gap before there is nothing to widen."""
+    watch = GapWatch()
+    assert watch.judge([], [now], 0) == []
+    assert bool(watch.judge([before], [now], 5)) == raised
+    assert [alarm.since_ms for alarm in watch.raised.values()] == [5] * raised
+    watch.judge([], [], 6)
+    assert len(watch.raised) == raised
+
+
+def test_a_gap_needs_rows_on_both_sides() -> None:
+    """As many as measures.slices asks for."""
+    sums = Sums(NUMBER)
+
+    def found(rows: int, others: int) -> int:
+        inside, rest = (np.array([n, n, n, 0, 0, 0, 0, 0, 0], dtype=np.float64) for n in (rows, others))
+        return len(gaps("x", "a", inside, inside + rest, sums))
+
+    assert (found(GAP_ROWS_MIN, GAP_ROWS_MIN), found(GAP_ROWS_MIN - 1, 99), found(99, GAP_ROWS_MIN - 1)) == (1, 0, 0)
+    two = Sums(TWO)
+    vectors = np.zeros((2, two.size))
+    vectors[0, :4] = vectors[1, :4] = [GAP_ROWS_MIN, 0, 0, GAP_ROWS_MIN - 1]
+    names = [g["measure"] for g in gaps("x", "a", vectors[0], vectors.sum(axis=0), two)]
+    assert names == ["selection_rate", "false_positive_rate"]
 
 
 def test_an_alarm_does_not_flap() -> None:
