@@ -7,7 +7,6 @@ import uuid
 
 from pipeline import codec
 from pipeline.bus import topics
-from pipeline.bus.journal import Journal
 from pipeline.bus.reading import Span, read
 from pipeline.cli.wiring import connect
 from pipeline.errors import ContractError
@@ -15,8 +14,7 @@ from pipeline.models.release_log import ReleaseLog
 from pipeline.models.releases import Decision
 from pipeline.retraining.reports import RetrainingReport, from_row
 from pipeline.settings import Settings
-
-ROLE = "model_releases"
+from pipeline.topology.releases import release_log
 
 
 def open_releases(settings: Settings, *, create: bool = False) -> ReleaseLog:
@@ -25,23 +23,10 @@ def open_releases(settings: Settings, *, create: bool = False) -> ReleaseLog:
     Raises UnreachableError for an absent broker or registry.
     """
     options, admin = connect(settings)
-    topic = settings.topic(ROLE)
     if create and settings.topics.create:
+        topic = settings.topic("model_releases")
         topics.create(admin, [spec for spec in topics.specs(settings) if spec.name == topic])
-    journal = Journal(
-        options,
-        topic,
-        group=settings.group("releases"),
-        transactional_id=f"{settings.delivery.transactional_id_prefix or settings.name}-releases",
-        transaction_timeout_ms=settings.delivery.transaction_timeout_ms,
-    )
-    registry, schema = codec.registry_of(settings), codec.load_schema("model-release")
-    rows = codec.RowCodec(registry)
-    return ReleaseLog(
-        journal,
-        encode=lambda row: rows.encode(registry.register(f"{topic}-value", schema), schema, row),
-        decode=rows.decode,
-    )
+    return release_log(settings, options)
 
 
 def find_report(settings: Settings, report_id: str) -> RetrainingReport:
