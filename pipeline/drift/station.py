@@ -18,8 +18,6 @@ back to the snapshot. So no trigger is lost or repeated, and no event counts twi
 """
 
 import asyncio
-import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -30,9 +28,10 @@ from typing import Any, Protocol
 
 import structlog
 
+from pipeline.drift import state_file
 from pipeline.drift.monitor import DriftMonitor
 from pipeline.drift.summaries import summary_from_dict
-from pipeline.errors import ContractError, FencedError, SchemaError, TransactionAbortedError
+from pipeline.errors import ContractError, SchemaError, TransactionAbortedError
 from pipeline.records import BatchSummary, RecordBatch, RetrainingTrigger
 
 log = structlog.get_logger(__name__)
@@ -76,6 +75,14 @@ class Place(Protocol):
         """The group's offset in the delivery's partition; None if there is none."""
         ...
 
+    async def commit(self) -> None:
+        """Commit what was acknowledged, now."""
+        ...
+
+    async def successor(self, model_id: str, model_version: str) -> DriftMonitor | None:
+        """The monitor of this model, if it is champion now; None if it is not."""
+        ...
+
     def read(self, start: int, end: int) -> Iterable[RecordBatch]:
         """What the topic holds of these offsets, `end` exclusive."""
         ...
@@ -116,6 +123,9 @@ class MonitorStation:
         self._next_offset: int | None = None
         #: Triggers in the open transaction.
         self._sent: list[RetrainingTrigger] = []
+        #: The batch that was decoded last, and what it held.
+        self._decoded_of: RecordBatch | None = None
+        self._summaries: list[BatchSummary | None] = []
         #: Values that were no summary, and summaries of another model or read before.
         self.undecodable = 0
         self.skipped = 0
@@ -124,7 +134,7 @@ class MonitorStation:
         self._saved_at = -SAVE_EVERY_S
         #: Whether everything that was fed is committed, and not all of it saved.
         self._unsaved = False
-        self._lock = _hold(path)
+        self._lock = state_file.hold(path)
         try:
             self._load()
         except BaseException:
@@ -156,7 +166,12 @@ class MonitorStation:
         reading: object = None
         async for delivery in deliveries:
             aborted = False
+            successor = await self._successor(delivery, place)
+            if successor is not None:
+                await place.commit()  # what is open is the old model's
             async with self.between_batches:
+                if successor is not None:
+                    await asyncio.to_thread(self._replace, successor)
                 if place.is_current(delivery) and place.reading(delivery) != reading:
                     reading = place.reading(delivery)
                     await asyncio.to_thread(self.resume, await place.committed(delivery), place.read)
@@ -169,6 +184,29 @@ class MonitorStation:
                     aborted = True
             if aborted:
                 await self._until_called_back(delivery, place)
+
+    async def _successor(self, delivery: Delivery, place: Place) -> DriftMonitor | None:
+        """The monitor of a new champion, once the first summary of its events is here; there is one for its baseline.
+
+        What the old one's last events would say is not looked at: they are not scored by it any more.
+        """
+        if not place.is_current(delivery):
+            return None
+        for identity in self._others(delivery.value):
+            if (found := await place.successor(*identity)) is not None:
+                return found
+        return None
+
+    def _others(self, batch: RecordBatch) -> set[tuple[str, str]]:
+        """Models, but for the monitor's own, that a batch has summaries of."""
+        found = {(summary.model_id, summary.model_version) for summary in self._decoded(batch) if summary is not None}
+        return found - {(self._monitor.model_id, self._monitor.model_version)}
+
+    def _replace(self, monitor: DriftMonitor) -> None:
+        log.info("monitor of a new champion", model=monitor.model_id, version=monitor.model_version)
+        self._monitor, self._sent = monitor, []
+        self._reported = monitor.events_seen
+        self._save()
 
     async def _until_called_back(self, delivery: Delivery, place: Place) -> None:
         """After an abort while sending: the next commit goes back to the last one, and delivers this again."""
@@ -228,29 +266,29 @@ class MonitorStation:
 
     def _fresh(self, batch: RecordBatch) -> Iterable[BatchSummary]:
         """The summaries of a batch that were not fed before."""
-        for offset, value in zip(batch.offsets, batch.values, strict=True):
+        for offset, summary in zip(batch.offsets, self._decoded(batch), strict=True):
             if offset < (self._next_offset or 0):
                 self.skipped += 1
-                continue
-            summary = self._summary(batch, offset, value)
-            if summary is not None:
+            elif summary is None:
+                self.undecodable += 1
+            elif (refusal := self._monitor.refusal(summary)) is not None:
+                self.skipped += 1
+                log.warning("batch summary skipped", where=_place(batch, offset), reason=refusal)
+            else:
                 yield summary
 
-    def _summary(self, batch: RecordBatch, offset: int, value: bytes | None) -> BatchSummary | None:
-        """The summary in a value; None, with a line in the log, for anything else."""
-        where = f"{batch.topic}[{batch.partition}]@{offset}"
-        try:
-            summary = summary_from_dict(self._decode(value or b""))
-        except (SchemaError, KeyError, TypeError) as error:
-            self.undecodable += 1
-            log.warning("not a batch summary: skipped", where=where, error=f"{type(error).__name__}: {error}")
-            return None
-        refusal = self._monitor.refusal(summary)
-        if refusal is not None:
-            self.skipped += 1
-            log.warning("batch summary skipped", where=where, reason=refusal)
-            return None
-        return summary
+    def _decoded(self, batch: RecordBatch) -> list[BatchSummary | None]:
+        """What is in a batch, decoded once; None, with a line in the log, for what is no summary."""
+        if self._decoded_of is not batch:
+            self._decoded_of, self._summaries = batch, []
+            for offset, value in zip(batch.offsets, batch.values, strict=True):
+                try:
+                    self._summaries.append(summary_from_dict(self._decode(value or b"")))
+                except (SchemaError, KeyError, TypeError) as error:
+                    told = f"{type(error).__name__}: {error}"
+                    log.warning("not a batch summary: skipped", where=_place(batch, offset), error=told)
+                    self._summaries.append(None)
+        return self._summaries
 
     def _report(self, published: list[RetrainingTrigger]) -> None:
         if self._observer is None:
@@ -284,29 +322,15 @@ class MonitorStation:
         self._monitor.load(state["monitor"])
 
     def _save(self) -> None:
-        """A crash at any moment leaves the old file or the new one."""
         body = self._snapshot = self._state()
-        new = self._path.with_suffix(".new")
-        try:
-            with new.open("wb") as file:
-                file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self._path)
-            _sync_folder(self._path.parent)
-        except OSError as error:
-            raise ContractError(f"drift.state_dir: {self._path} cannot be written: {error}") from None
+        state_file.write(self._path, body)
         self._saved_at, self._unsaved = time.monotonic(), False
 
     def _load(self) -> None:
-        try:
-            content = self._path.read_bytes()
-        except FileNotFoundError:
+        if not self._path.exists():
             return
-        except OSError as error:
-            raise ContractError(f"drift.state_dir: {self._path} cannot be read: {error}") from None
-        digest, _, body = content.partition(b"\n")
-        if hashlib.sha256(body).hexdigest().encode() != digest:
+        body = state_file.read(self._path)
+        if body is None:
             self._set_aside("it is damaged")
             return
         state = json.loads(body)
@@ -338,35 +362,11 @@ class MonitorStation:
         log.warning("monitor state not used, beginning anew", reason=reason, kept_as=str(aside))
 
 
-def _hold(path: Path) -> int | None:
-    """Descriptor of the lock on the folder of the state `path`: the system lets go of it when this process ends."""
-    lock = path.with_suffix(".lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise ContractError(f"drift.state_dir: {path.parent} cannot be made or written: {error}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        mend = "stop it, or give this one a folder of its own"
-        raise FencedError(f"drift.state_dir: {path.parent}: another monitor keeps its state there; {mend}") from None
-    except OSError as error:  # a network file system without locks
-        log.warning("monitor state cannot be locked: run no second monitor on it", path=str(lock), error=str(error))
-    return descriptor
+def _place(batch: RecordBatch, offset: int) -> str:
+    return f"{batch.topic}[{batch.partition}]@{offset}"
 
 
 def _river_version() -> str:
     from importlib.metadata import version  # noqa: PLC0415 (reads package metadata: only when saving)
 
     return version("river")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,9 @@ from pipeline import codec, drift, observe
 from pipeline.bus import batch_topic, topics
 from pipeline.bus.clients import ClientOptions, make_admin
 from pipeline.bus.reading import record_batches
+from pipeline.errors import BundleError, ContractError
 from pipeline.models import bundle as bundles
+from pipeline.models.release_log import ReleaseLog
 from pipeline.records import RecordBatch
 from pipeline.settings import Settings
 from pipeline.topology.releases import release_log, released_bundle
@@ -20,11 +22,13 @@ from pipeline.topology.role import Role, is_current, make_app, once_reachable, p
 log = structlog.get_logger(__name__)
 
 
-def make_station(
-    settings: Settings, bundle: bundles.Bundle, metrics: observe.Metrics, decode: Callable[[bytes], dict[str, Any]]
-) -> Any:
-    """The drift monitor of the bundle's model, its state loaded, its folder held. Raises FencedError."""
-    monitor = drift.DriftMonitor(
+#: Before it is asked again whether a model whose summaries come is champion by now.
+ASK_AGAIN_S = 1.0
+
+
+def make_monitor(settings: Settings, bundle: bundles.Bundle) -> drift.DriftMonitor:
+    """The monitor of a bundle's model."""
+    return drift.DriftMonitor(
         bundle.baseline,
         pipeline=settings.name,
         model_id=bundle.model_id,
@@ -34,10 +38,29 @@ def make_station(
         ),
         now_ms=lambda: int(time.time() * 1000),
     )
+
+
+def _successor(
+    settings: Settings, releases: ReleaseLog, schema: str, identity: tuple[str, str]
+) -> drift.DriftMonitor | None:
+    champion = releases.state().champion
+    if champion is None or (champion.model_id, champion.model_version) != identity:
+        return None
+    try:
+        return make_monitor(settings, released_bundle(settings, champion, schema))
+    except (BundleError, ContractError) as error:
+        log.warning("new champion cannot be watched", version=champion.model_version, error=str(error))
+        return None
+
+
+def make_station(
+    settings: Settings, bundle: bundles.Bundle, metrics: observe.Metrics, decode: Callable[[bytes], dict[str, Any]]
+) -> Any:
+    """The drift monitor of the bundle's model, its state loaded, its folder held. Raises FencedError."""
     path = settings.path(settings.drift.state_dir) / "monitor.state"
     # Offsets mean something on one cluster and topic only, and not on a later topic of the same name.
     source = topics.identity(make_admin(ClientOptions.from_settings(settings)), settings.topic("batch_summaries"))
-    return drift.MonitorStation(monitor, path, decode, source=source, observer=metrics)
+    return drift.MonitorStation(make_monitor(settings, bundle), path, decode, source=source, observer=metrics)
 
 
 async def build_monitor(role: Role) -> None:
@@ -79,14 +102,17 @@ async def build_monitor(role: Role) -> None:
     @app.agent(batch_topic(app, summaries))
     async def watch(stream: Any) -> None:
         app.consumer.commit_guard = lambda: station.between_batches
-        await until_fault(role, station.run(stream.noack().events(), _Summaries(app, summaries), send))
+        place = _Summaries(app, summaries, lambda *identity: _successor(settings, releases, schema, identity))
+        await until_fault(role, station.run(stream.noack().events(), place, send))
 
 
 class _Summaries:
     """What the station asks of the consumer (drift.station.Place)."""
 
-    def __init__(self, app: Any, topic: str) -> None:
-        self._app, self._topic = app, topic
+    def __init__(self, app: Any, topic: str, successor: Callable[..., drift.DriftMonitor | None]) -> None:
+        self._app, self._topic, self._find_successor = app, topic, successor
+        #: Identity -> when it was last asked for: the old champion's last summaries are no reason to ask each time.
+        self._asked_at: dict[tuple[str, str], float] = {}
 
     def is_current(self, delivery: Any) -> bool:
         return is_current(self._app.consumer, delivery)
@@ -97,6 +123,16 @@ class _Summaries:
     async def committed(self, delivery: Any) -> int | None:
         offsets: dict[Any, int] = await self._app.consumer.committed_for_sure()
         return offsets.get(delivery.message.tp)
+
+    async def commit(self) -> None:
+        await self._app.consumer.commit()
+
+    async def successor(self, model_id: str, model_version: str) -> drift.DriftMonitor | None:
+        identity, now = (model_id, model_version), time.monotonic()
+        if now - self._asked_at.get(identity, -ASK_AGAIN_S) < ASK_AGAIN_S:
+            return None
+        self._asked_at[identity] = now
+        return await once_reachable("waiting for the new model", lambda: self._find_successor(*identity))
 
     def read(self, start: int, end: int) -> Iterator[RecordBatch]:
         return record_batches(self._app.rdkafka.options, self._app.conf.id, self._topic, 0, start, end)

@@ -1,7 +1,7 @@
 """The station's state survives every crash: no trigger is lost, none is repeated, no event counts twice."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -359,3 +359,72 @@ async def test_a_folder_that_cannot_be_written_is_an_error(
     await station.take(batches[0], nowhere)
     with pytest.raises(ContractError, match="No space left on device"):
         station.keep()
+
+
+async def test_the_monitor_of_a_new_champion_takes_over_at_its_first_summary(
+    stream: Stream, open_station: Open, logs: list[Any]
+) -> None:
+    """Each event of the new version counts once; stragglers of the old one not at all; a restart goes on with it."""
+    baseline, batches = stream
+    old = batches[:20]
+    new = [
+        RecordBatch(b.topic, 0, b.offsets, b.keys, [as_version("2", v) for v in b.values], b.timestamps_ms)
+        for b in batches[20:]
+    ]
+    straggler = old[-1].values[-1]
+    mixed = new[0]
+    new[0] = RecordBatch(mixed.topic, 0, mixed.offsets, mixed.keys, [straggler, *mixed.values[1:]], mixed.timestamps_ms)
+    deliveries = [Delivered(batch) for batch in (*old, *new)]
+    asked: list[tuple[str, str]] = []
+
+    class Place:
+        commits = 0
+
+        def is_current(self, _delivery: Any) -> bool:
+            return True
+
+        def reading(self, _delivery: Any) -> int:
+            return 1
+
+        async def committed(self, _delivery: Any) -> None:
+            return None
+
+        async def commit(self) -> None:
+            self.commits += 1
+
+        async def successor(self, model_id: str, version: str) -> DriftMonitor | None:
+            asked.append((model_id, version))
+            return DriftMonitor(baseline, pipeline="bench", model_id=model_id, model_version=version)
+
+        def read(self, _start: int, _end: int) -> Iterator[RecordBatch]:
+            return iter(())
+
+    place, station = Place(), open_station(baseline)
+    await station.run(_each(deliveries), place, nowhere)
+    expected_events = sum(decode(v)["events"] for b in new for v in b.values if decode(v)["model_version"] == "2")
+    assert station.events_seen == expected_events
+    assert (asked, place.commits) == ([("bench", "2")], 1)
+    assert all(delivery.acked for delivery in deliveries)
+    station.keep()
+    successor = DriftMonitor(baseline, pipeline="bench", model_id="bench", model_version="2")
+    assert open_station(successor).events_seen == expected_events
+
+
+def as_version(version: str, value: bytes | None) -> bytes:
+    """A summary as that of another version's events."""
+    return json.dumps({**decode(value or b""), "model_version": version}).encode()
+
+
+class Delivered:
+    """A fetched batch."""
+
+    def __init__(self, value: RecordBatch) -> None:
+        self.value, self.acked = value, False
+
+    def ack(self) -> None:
+        self.acked = True
+
+
+async def _each(deliveries: list[Delivered]) -> AsyncIterator[Delivered]:
+    for delivery in deliveries:
+        yield delivery
