@@ -9,6 +9,7 @@
     evidence.py    KL, PSI, severity, advice, trigger
     monitor.py     all of it together; pure and restartable
     station.py     the monitor with its durable state, for an agent
+    state_file.py  a file that is whole after any crash
     errors.py      the same detector on a model's errors, once labels are there
     verdict.py     real drift (errors moved) or virtual (inputs alone), and what to do
 
