@@ -212,6 +212,21 @@ def test_the_window_ends_at_the_newest_label_of_all_models() -> None:
     assert [part["value"] for part in version["slices"]] == ["south"]
 
 
+def test_estimates_and_labelled_predictions_are_those_of_the_window() -> None:
+    """Also of a version that has fallen silent; shadows answer nobody."""
+    found = counted(panes_max=3)
+    for hour in range(3):
+        found.add(rows(200, hour, at_ms=hour * HOUR_MS, version="old"))
+    found.add(rows(200, 4, at_ms=4 * HOUR_MS, version="new"))
+    new, old = found.report()["versions"]
+    assert (new["rows"], new["estimate"]["stretches"]) == (200, 1)
+    assert (old["rows"], old["estimate"]["stretches"]) == (200, 1)
+    shadow = replace(rows(50, 5, at_ms=4 * HOUR_MS), models=(ModelIdentity("m", "3", "shadow"),))
+    found.add(shadow)
+    assert found.labelled_since(4 * HOUR_MS) == 200
+    assert found.labelled_since(0) == 800
+
+
 def test_a_clock_far_ahead_does_not_empty_the_window() -> None:
     """A label from the future counts as of now."""
     now_ms, future = 10 * HOUR_MS, rows(200, 1, at_ms=10**13)
@@ -358,6 +373,15 @@ def test_what_counts_as_widening(before: Any, now: Any, raised: bool) -> None:
     assert [alarm.since_ms for alarm in watch.raised.values()] == [5] * raised
     watch.judge([], [], 6)
     assert len(watch.raised) == raised
+
+
+@pytest.mark.parametrize(("scale", "raised"), [(1.0, False), (2.0, True)])
+def test_errors_widen_by_shares_of_the_rest(scale: float, raised: bool) -> None:
+    """A regression's unit may be anything: what counts is a quarter of what the rest is off by, here 100."""
+    errors = {"measure": "mae", "of_rest": 100.0}
+    watch = GapWatch()
+    watch.judge([gap(1.0, 0.1) | errors], [gap(1.0 + 20 * scale, 0.1) | errors], 0)
+    assert bool(watch.raised) == raised
 
 
 def test_a_gap_needs_rows_on_both_sides() -> None:
