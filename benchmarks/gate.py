@@ -1,8 +1,8 @@
 """`python -m benchmarks.gate [--write]`: how often the gate accepts an equal and a better challenger, seeds fixed.
 
 No model is needed: two classifiers of given accuracies that mostly err on the same rows, each as sure as it is right.
-All checks but that of latency are at work. Prints the tables of docs/gate.md; --write puts them there. About 20
-minutes on one core; --quick takes one, with a tenth of the runs.
+All checks but that of latency are at work. Prints the tables of docs/gate.md; --write puts them there. About ten
+minutes of one core; --quick takes one, with a tenth of the runs.
 """
 
 import argparse
