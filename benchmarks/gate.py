@@ -108,7 +108,7 @@ def bounds(share: float) -> str:
 
 def placed(page: str, name: str, table: str) -> str:
     """The page with `table` where a table stands after the comment that names it."""
-    found, count = re.subn(rf"(<!-- {name} -->\n)(?:\|.*\n)*", lambda m: f"{m[1]}{table}\n", page)
+    found, count = re.subn(rf"(<!-- {name} -->\n\n)(?:\|.*\n)*", lambda m: f"{m[1]}{table}\n", page)
     assert count == 1, f"docs/gate.md has no <!-- {name} -->"
     return found
 
