@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.drift import autoregressive
+from pipeline.drift.bins import kind_of
 from pipeline.drift.errors import ABSOLUTE, LEARN_OUTCOMES, RECENT_OUTCOMES, WRONG, Around, ErrorChange, ErrorWatch
 from pipeline.drift.verdict import verdict
 from pipeline.records import Floats, ModelIdentity, SignalEvidence
@@ -86,9 +87,12 @@ def test_absolute_errors_that_grow_are_found() -> None:
 
 
 def test_a_model_that_was_never_wrong_is_watched_too() -> None:
-    """Its first errors are a change."""
+    """Its first errors are a change: a share, whatever it was, is taken as such."""
     errors = np.concatenate([wrong(1, 10_000, 0.0), wrong(2, 4_000, 0.05)])
-    ((read, change),) = feed(ErrorWatch(MODEL, WRONG), errors)
+    watch = ErrorWatch(MODEL, WRONG)
+    ((read, change),) = feed(watch, errors)
+    assert watch.baseline is not None
+    assert kind_of(watch.baseline) == "share"
     assert 10_000 < read < 12_000
     assert change.rose
 
@@ -225,6 +229,7 @@ MOVED = [evidence("feature:x", 0.0, 1.0)]
         (MOVED, None, around(2.0, 2.1, 0.2, ABSOLUTE), "virtual", "minor", "(errors 2 before, 2.1 since"),
         (MOVED, None, around(0.2, 0.21, 0.1, ABSOLUTE), "unknown", "major", "too few to tell"),
         ([evidence("null:x", 0.0, 0.2)], None, around(0.1, 0.1, 0.01), "data", "major", "check the producer"),
+        ([evidence("rejected", 0.2, 0.0)], None, around(0.1, 0.1, 0.01), "virtual", "minor", "accuracy holds"),
         ([evidence("rejected", 0.0, 0.2)], changed(0.1, 0.2), None, "data", "critical", "errors rose from 10.0% to"),
     ],
 )
