@@ -65,6 +65,27 @@ class Market:
         )
         assert self.run("topics", "create")[0] == 0
 
+    def start(
+        self, *arguments: str, sets: tuple[str, ...] = (), launcher: tuple[str, ...] = ("pipeline.cli",)
+    ) -> "subprocess.Popen[bytes]":
+        """`pipeline ARGUMENTS` in the background; what it says goes to `processes.log`."""
+        flags = ["--config", str(self.config)]
+        for assignment in sets:
+            flags += ["--set", assignment]
+        with (self.folder / "processes.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", *launcher, *flags, *arguments],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": f"{ROOT}:{self.folder}"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def log(self) -> str:
+        """What processes in the background have said."""
+        return (self.folder / "processes.log").read_text("utf-8", "replace")
+
     def run(self, *arguments: str, config: bool = True, sets: tuple[str, ...] = ()) -> tuple[int, str, str]:
         """Exit code, standard output and standard error of `pipeline ARGUMENTS`."""
         flags = ["--config", str(self.config)] if config else []
@@ -150,13 +171,15 @@ class Market:
         assert len(found) == len(values)
         return [found[n] for n in range(len(values))]
 
-    def send_trigger(self, trigger_id: str, window: list[tuple[int, int, int]], change_ms: int) -> None:
+    def send_trigger(
+        self, trigger_id: str, window: list[tuple[int, int, int]], change_ms: int, model_version: str = "1"
+    ) -> None:
         """A trigger that suggests to train on these (partition, first offset, last offset)."""
         trigger = RetrainingTrigger(
             trigger_id=trigger_id,
             pipeline=self.name,
             model_id=self.name,
-            model_version="1",
+            model_version=model_version,
             signals=[],
             change_event_time_ms=change_ms,
             change_events_ago=100,

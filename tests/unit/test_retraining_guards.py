@@ -65,6 +65,14 @@ def test_separation_is_the_auc_of_one_feature() -> None:
     assert found["down"] == pytest.approx(1 - roc_auc_score(truth, down))
 
 
+def test_of_several_classes_the_one_that_is_told_best_counts() -> None:
+    """Also where it is the one with the lowest values, and the others are not told apart."""
+    truth = np.arange(300) % 3
+    values = np.where(truth == 2, -1.0, np.random.default_rng(0).normal(5, 1, 300))
+    three = contract(Feature("x", "number"), output=OutputContract("classification", 3, ("a", "b", "c"), "softmax"))
+    assert guards.separation(pa.table({"x": values}), truth, three) == {"x": 1.0}
+
+
 def test_categories_and_regressions_have_one_too() -> None:
     """A word that means a class; words without meaning, be they a thousand, mean nothing; a number's rank."""
     random = np.random.default_rng(1)

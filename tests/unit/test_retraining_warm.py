@@ -60,13 +60,16 @@ def test_new_statistics_are_the_same_function(
     assert abs(float(inside.mean())) < 1e-3
 
 
-def test_a_feature_that_moved_out_of_sight_keeps_its_weight_per_deviation() -> None:
+@pytest.mark.parametrize("moved", [(1e4, 1e3), (0, 1e3), (1e3, 1)])
+def test_a_feature_that_moved_out_of_sight_keeps_its_weight_per_deviation(moved: tuple[float, float]) -> None:
     """A column that was constant, or moves by hundreds of its deviations, would make the layer explode."""
     module = network(numbers=2)
     first: Any = module.layers[0]
     weights = first.weight.detach().clone()
     random = np.random.default_rng(0)
-    rows = np.stack([random.normal(0, 1, 500), random.normal(1e4, 1e3, 500)], axis=1)
+    second = random.normal(size=500)
+    second = (second - second.mean()) / second.std() * moved[1] + moved[0]
+    rows = np.stack([random.normal(0, 1, 500), second], axis=1)
     tensors = {"numbers": torch.from_numpy(rows.astype(np.float32))}
     restandardise(module, tensors, torch.zeros(500), 500, regression=False)
     assert torch.equal(first.weight[:, 1], weights[:, 1])

@@ -181,6 +181,7 @@ def test_a_window_is_cut_in_time() -> None:
     assert found.purged.tolist() == list(range(796, 800))
     assert found.stopping.tolist() == list(range(796 - 100, 796))
     assert found.fit.tolist() == list(range(696))
+    assert cut(1000, 40).purged.tolist() == [797, 798, 799]  # a label that comes at that very moment was known
 
 
 @given(
