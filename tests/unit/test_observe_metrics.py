@@ -274,3 +274,10 @@ def test_quality_is_replaced_as_a_whole(metrics: Metrics) -> None:
         **{key("pipeline_quality_gap", **labels, measure="accuracy"): -0.2 for labels in by_slice},
         **{key("pipeline_quality_gap_alarm", **labels, measure="accuracy"): 1.0 for labels in by_slice},
     }
+
+
+def test_a_report_without_bound_is_cut(metrics: Metrics) -> None:
+    """Values of slices come from records: whatever a report holds, a scrape stays small."""
+    metrics.quality([version("1", *map(str, range(2 * LABEL_SETS_MAX)))])
+    gaps = [labels for name, labels in samples(metrics) if name == "pipeline_quality_gap"]
+    assert len(gaps) == LABEL_SETS_MAX
