@@ -256,10 +256,22 @@ class GateSettings(_Section):
     approval: Literal["auto", "manual"] = Field(
         "auto", description="auto: an accepted challenger is released; manual: it waits for a person's yes"
     )
+    release_as: Literal["champion", "canary"] = Field(
+        "champion", description="What an accepted challenger becomes without a person's yes"
+    )
+    canary_share: float = Field(0.1, gt=0, lt=1, description="Share of the keys that a canary gets")
 
 
 class RetrainingSettings(_Section):
-    """How `pipeline retrain` makes a successor of the model in service."""
+    """How `pipeline retrain` and the role `retrainer` make a successor of the model in service."""
+
+    enabled: bool = Field(
+        False,
+        description="Whether triggers are acted on: `run all` then runs the role `retrainer`; needs labels",
+    )
+    labels_wait_s: float = Field(
+        604_800.0, gt=0, description="How long the retrainer waits for enough labels of events since a change"
+    )
 
     window_rows: int = Field(
         20_000, ge=100, le=10_000_000, description="Newest labelled events to train on, unless told otherwise"

@@ -82,7 +82,7 @@ def demo(
         group = ProcessGroup(flags, settings.delivery.shutdown_deadline_s, log_dir=folder)
         stack.enter_context(group)
         run = Run(settings, plan, group, stop)
-        group.start(roles("all", WORKERS))
+        group.start(roles("all", WORKERS, settings))
         run.await_ready()
         status.stop()
         verdict = run.go(rate)
@@ -208,7 +208,7 @@ class Run:
     def _log_tail(self) -> str:
         """The last line that each role logged."""
         lines = []
-        for role in roles("all", WORKERS):
+        for role in roles("all", WORKERS, self.settings):
             said = self.group.log_file(role).read_text("utf-8", errors="replace").splitlines()
             lines.append(f"{role}: {said[-1] if said else 'said nothing'}")
         return "; ".join(lines)

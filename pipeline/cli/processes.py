@@ -14,6 +14,8 @@ from typing import BinaryIO, Self
 
 import structlog
 
+from pipeline.settings import Settings
+
 log = structlog.get_logger(__name__)
 
 #: On top of the roles' own shutdown deadline: interpreter start and end, closing of connections.
@@ -31,12 +33,17 @@ class RoleProcess:
         return f"{self.name} {self.slot}"
 
 
-def roles(name: str, workers: int, *, monitor: bool = True, labels: bool = False) -> list[RoleProcess]:
+def roles(name: str, workers: int, settings: Settings) -> list[RoleProcess]:
     """The processes that `pipeline run NAME --workers WORKERS` stands for."""
     if name != "all":
         return [RoleProcess(name, slot) for slot in range(1, workers + 1)]
     found = [RoleProcess("worker", slot) for slot in range(1, workers + 1)]
-    return found + [RoleProcess(role) for role, wanted in (("labels", labels), ("monitor", monitor)) if wanted]
+    others = {
+        "labels": settings.labels.enabled,
+        "monitor": settings.drift.enabled,
+        "retrainer": settings.retraining.enabled,
+    }
+    return found + [RoleProcess(role) for role, wanted in others.items() if wanted]
 
 
 def command(flags: Sequence[str], role: RoleProcess) -> list[str]:

@@ -12,7 +12,6 @@ The one that trains is started here (executor "process") or by a command of the 
 import json
 import os
 import re
-import shlex
 import shutil
 import sys
 import time
@@ -184,13 +183,7 @@ def _exchange(settings: Settings) -> Iterator[Path]:
 def _run(settings: Settings, flags: Flags, request: Path) -> None:
     """Run the one that trains to its end; what ended it ends this process, too."""
     chosen = settings.retraining
-    if chosen.executor == "command":
-        command = [part.replace("{request}", str(request)) for part in shlex.split(chosen.command or "")]
-        limits = executor.Limits(chosen.time_max_s)
-    else:
-        own = ["retrain", "--request", str(request), "--child-of", str(os.getpid())]
-        command = [sys.executable, "-m", "pipeline.cli", *flags.as_arguments(), *own]
-        limits = executor.Limits(chosen.time_max_s, chosen.memory_max_mb << 20)
+    command, limits = executor.chosen(chosen, request, flags.as_arguments())
     with stop_signals() as stop:
         code = executor.run(command, limits, stop)
     if code is None:
@@ -232,7 +225,8 @@ def _train_here(settings: Settings, path: Path, child_of: int | None) -> None:
             from_ms=since.get("from_ms"),
             ranges=tuple(OffsetRange(settings.topic("events"), *found) for found in asked.get("ranges", ())),
         )
-        request = Request(wanted, asked["told"], asked["seed"], asked["trigger_id"])
+        more = {name: asked[name] for name in ("rows_min", "judge", "bundle_uri") if name in asked}
+        request = Request(wanted, asked["told"], asked["seed"], asked["trigger_id"], **more)
         nice = settings.retraining.nice if asked["executor"] == "process" else 0
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: no request of `pipeline retrain`: {error}") from None

@@ -25,7 +25,14 @@ class Request:
     #: The same as text, for the provenance.
     told: str
     seed: int = 0
+    #: The trigger it is for; without a window of its own it is that one's.
     trigger_id: str | None = None
+    #: Labelled events in the window, at least.
+    rows_min: int = 0
+    #: Whether the gate is to judge the successor, by the newest part.
+    judge: bool = False
+    #: Where the bundle will be, as the report says it.
+    bundle_uri: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +63,15 @@ def read(settings: Settings, log: Log, request: Request, output: OutputContract,
     """Labelled events of the window and older ones to replay, joined and cut; output: what kind of label counts."""
     chosen = settings.retraining
     wanted, since_ms = request.wanted, None
-    if request.trigger_id is not None:
+    if request.trigger_id is not None and wanted == Wanted():
         ranges, since_ms = log.trigger(request.trigger_id)
         wanted = Wanted(ranges=ranges)
     before = round((wanted.last or chosen.window_rows) * chosen.replay_reach) if chosen.replay_share else 0
     rows = log.labelled(wanted, before, lambda done, size: show("reading outcomes", done, size), since_ms)
     rows = window.with_truth(rows, output.kind)
     in_window, older = window.chosen(rows, wanted)
+    if in_window.num_rows < request.rows_min:
+        raise DataError(f"{in_window.num_rows:,} labelled events ({request.told}), and {request.rows_min:,} are needed")
     learnt = in_window.num_rows * (1 - chosen.newest_share) * (1 - chosen.stopping_share)
     older = older.slice(max(0, older.num_rows - round(in_window.num_rows * chosen.replay_reach)))
     replay = window.drawn(older, round(learnt * chosen.replay_share / (1 - chosen.replay_share)), request.seed)

@@ -5,6 +5,7 @@
 3. measure  parent and successor on the newest part, which neither learnt from; the baseline on it
 4. guard    findings on window and successor
 5. pack     with a provenance that names all of it
+6. judge    by the gate, if that is asked for
 """
 
 import subprocess
@@ -19,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import __version__, measures
+from pipeline.cli.gate_rows import judge_rows
 from pipeline.cli.retrain_data import Data, Request, Show, read
 from pipeline.cli.retrain_learn import Learner, architecture_of
 from pipeline.cli.retrain_log import SENDER, Log
@@ -29,10 +31,10 @@ from pipeline.models import loading
 from pipeline.models.bundle import Bundle
 from pipeline.models.manifest import Ancestor, DataPart, DataRange, Provenance, Training
 from pipeline.records import FeatureContract, Floats, Longs, OffsetRange, TrainingReport
-from pipeline.retraining import guards, recipes, window
+from pipeline.retraining import guards, recipes, reports, window
 from pipeline.retraining.findings import Finding
 from pipeline.retraining.recipes import Trained
-from pipeline.scoring.engine import set_threads
+from pipeline.scoring.engine import TorchModel, set_threads
 from pipeline.scoring.validate import Validated
 from pipeline.settings import Settings
 
@@ -84,7 +86,11 @@ def retrain(settings: Settings, parent: Bundle, request: Request, show: Show, no
     bundle = _pack(parent, data, trained, scored, made_of)
     findings = _findings(settings, parent, data, scored, now_ms)
     before = _scored(loading.load_module(parent), parent.contract, learner, data)
-    return Retrained(bundle, _result(parent, bundle, data, findings, before.metrics(data)[0]))
+    result = _result(parent, bundle, data, findings, before.metrics(data)[0])
+    if request.judge:
+        show("judging", 0, 0)
+        result |= _judged(settings, parent, bundle, data, findings, request, now_ms)
+    return Retrained(bundle, result)
 
 
 # --------------------------------------------------------------------------- measuring
@@ -173,6 +179,36 @@ def _findings(settings: Settings, parent: Bundle, data: Data, scored: _Scored, n
         by_class = measures.scored.by_class(scored.outputs.astype(np.float64))
         found.append(guards.flips(by_class, scored.truth[scored.rows], chosen.flips_max))
     return found
+
+
+def _judged(
+    settings: Settings,
+    parent: Bundle,
+    bundle: Bundle,
+    data: Data,
+    findings: list[Finding],
+    request: Request,
+    now_ms: int,
+) -> dict[str, Any]:
+    """The gate's report of the successor (a row of schemas/retraining-report.avsc), and the same in one line."""
+    champion, challenger = (
+        TorchModel(loading.load_module(b), b.contract, b.identity, b.baseline, batch_max=settings.scoring.batch_max)
+        for b in (parent, bundle)
+    )
+    newest = data.rows.take(pa.array(data.newest))
+    verdict = judge_rows(newest, champion, challenger, settings, guards=tuple(findings), seed=request.seed)
+    assert bundle.training.provenance is not None
+    report = reports.make_report(
+        verdict,
+        pipeline=settings.name,
+        model_id=bundle.model_id,
+        versions=(parent.model_version, bundle.model_version),
+        challenger_uri=request.bundle_uri,
+        data=next(part.model_dump(mode="json") for part in bundle.training.provenance.parts if part.use == "newest"),
+        created_at_ms=now_ms,
+        trigger_id=request.trigger_id,
+    )
+    return {"report": reports.to_row(report), "says": verdict.says}
 
 
 # --------------------------------------------------------------------------- what is said of it

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import signal
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -21,7 +22,7 @@ COLLECT_EVERY_S = 10.0
 CLOSE_GRACE_S = 5.0
 
 
-async def run_role(settings: Settings, name: str, slot: int = 1) -> PipelineError | None:
+async def run_role(settings: Settings, name: str, slot: int = 1, flags: Sequence[str] = ()) -> PipelineError | None:
     """Run a role until SIGTERM, SIGINT or a fault; the fault, or None after a clean stop.
 
     1. Serve health and metrics, so that a slow start can be watched.
@@ -30,7 +31,7 @@ async def run_role(settings: Settings, name: str, slot: int = 1) -> PipelineErro
     4. Stop: drain, flush, commit and leave the group within one deadline.
     """
     metrics = observe.Metrics()
-    role = topology.Role(settings, name, slot, metrics)
+    role = topology.Role(settings, name, slot, metrics, list(flags))
     stop = _stop_on_signals()
     server = None
     if settings.observe.enabled:

@@ -32,12 +32,13 @@ class RoleName(StrEnum):
     WORKER = "worker"
     LABELS = "labels"
     MONITOR = "monitor"
+    RETRAINER = "retrainer"
     ALL = "all"
 
 
 def run(
     ctx: typer.Context,
-    role: Annotated[RoleName, typer.Argument(metavar="ROLE", help="worker, labels, monitor, or all of them.")],
+    role: Annotated[RoleName, typer.Argument(metavar="ROLE", help="worker, labels, monitor, retrainer, or all.")],
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes of the one consumer group.")] = 1,
     slot: Annotated[
         int | None,
@@ -67,17 +68,19 @@ def run(
         raise SettingsError("drift.enabled: is false, so there is nothing to monitor")
     if role is RoleName.LABELS and not settings.labels.enabled:
         raise SettingsError("labels.enabled: is false, so there is nothing to join")
-    if role is RoleName.MONITOR and workers > 1:
-        raise typer.BadParameter("one monitor reads all there is; --workers is for worker and labels")
+    if role is RoleName.RETRAINER and not settings.retraining.enabled:
+        raise SettingsError("retraining.enabled: is false, so no trigger is acted on")
+    if role in {RoleName.MONITOR, RoleName.RETRAINER} and workers > 1:
+        raise typer.BadParameter(f"one {role.value} reads all there is; --workers is for worker and labels")
     if role is RoleName.ALL or workers > 1:
         code = _run_group(settings, ctx.obj, role, workers)
         if code:
             raise typer.Exit(code)
     else:
-        _run_here(settings, role, slot or 1)
+        _run_here(settings, ctx.obj, role, slot or 1)
 
 
-def _run_here(settings: Settings, role: RoleName, slot: int) -> None:
+def _run_here(settings: Settings, flags: Flags, role: RoleName, slot: int) -> None:
     structlog.contextvars.bind_contextvars(role=f"{role.value}-{slot}")
     if role is RoleName.LABELS and hasattr(os, "nice"):
         os.nice(LABELS_NICENESS)
@@ -86,7 +89,7 @@ def _run_here(settings: Settings, role: RoleName, slot: int) -> None:
     with asyncio.Runner() as runner:
         executor = ThreadPoolExecutor(thread_name_prefix="asyncio")
         runner.get_loop().set_default_executor(executor)
-        fault = runner.run(run_role(settings, role.value, slot))
+        fault = runner.run(run_role(settings, role.value, slot, flags.as_arguments()))
         # Its idle threads end. The runner's own end waits for the busy ones too, for as long as they take.
         executor.shutdown(wait=False)
         if fault is not None:
@@ -112,7 +115,7 @@ def _run_group(settings: Settings, flags: Flags, role: RoleName, workers: int) -
     before = {n: signal.signal(n, lambda *_: stop.set()) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         with ProcessGroup(flags.as_arguments(), settings.delivery.shutdown_deadline_s) as group:
-            wanted = roles(role.value, workers, monitor=settings.drift.enabled, labels=settings.labels.enabled)
+            wanted = roles(role.value, workers, settings)
             return Supervisor(group, settings.supervisor).run(wanted, stop)
     finally:
         for number, handler in before.items():

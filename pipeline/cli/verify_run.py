@@ -210,9 +210,7 @@ class Run:
         rng = random.Random(seed)  # noqa: S311 (chosen by a seed, not secret)
         with self._console.status("starting the roles") as status:
             self._status = status if self._console.is_terminal else None
-            for role in roles(
-                "all", workers, monitor=self._settings.drift.enabled, labels=self._settings.labels.enabled
-            ):
+            for role in roles("all", workers, self._settings):
                 self.fleet.spawn(role)
             self.fleet.await_running()
             self._watch.start()

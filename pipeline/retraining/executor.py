@@ -6,6 +6,7 @@ maps gigabytes that it never touches.
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ContractError, ExhaustedError
+from pipeline.settings import RetrainingSettings
 
 #: For what a process does at SIGTERM: close files, end processes of its own.
 STOP_GRACE_S = 5.0
@@ -33,6 +35,19 @@ class Limits:
     time_max_s: float
     #: In RAM, of the process and all it starts; None: not watched.
     memory_max_bytes: int | None = None
+
+
+def chosen(settings: RetrainingSettings, request: Path, flags: Sequence[str]) -> tuple[list[str], Limits]:
+    """What trains as the file `request` says, and its limits: a process of our own, or the user's command.
+
+    flags: the global ones of this process, for its own kind.
+    """
+    if settings.executor == "command":
+        command = [part.replace("{request}", str(request)) for part in shlex.split(settings.command or "")]
+        return command, Limits(settings.time_max_s)
+    own = ["retrain", "--request", str(request), "--child-of", str(os.getpid())]
+    limits = Limits(settings.time_max_s, settings.memory_max_mb << 20)
+    return [sys.executable, "-m", "pipeline.cli", *flags, *own], limits
 
 
 def run(command: Sequence[str], limits: Limits, stop: threading.Event) -> int | None:

@@ -3,6 +3,7 @@
     worker    NAME.events, NAME.model-releases -> NAME.predictions, NAME.dead-letters, NAME.batch-summaries
     labels    NAME.predictions, NAME.labels -> NAME.outcomes, NAME.dead-letters
     monitor   NAME.batch-summaries, NAME.model-releases -> NAME.retraining-triggers
+    retrainer NAME.retraining-triggers, NAME.outcomes, NAME.events -> NAME.retraining-reports, NAME.model-releases
 
 Each role is a Faust app of its own with its own consumer group; cli/role.py runs it. One file a role; role.py is what
 they share, and releases.py how they learn which models are in service.
@@ -22,6 +23,8 @@ async def build(role: Role) -> None:
         from pipeline.topology.labels import build_labels as build_role  # noqa: PLC0415
     elif role.name == "monitor":
         from pipeline.topology.monitor import build_monitor as build_role  # noqa: PLC0415
+    elif role.name == "retrainer":
+        from pipeline.topology.retrainer import build_retrainer as build_role  # noqa: PLC0415
     else:
         raise ValueError(f"no such role: {role.name}")
     await build_role(role)

@@ -48,6 +48,8 @@ class Role:
     name: str
     slot: int
     metrics: observe.Metrics
+    #: The global flags of this process, for processes of its own.
+    flags: list[str] = field(default_factory=list)
     app: Any = None
     agents_ready: bool = False
     fault: "asyncio.Future[PipelineError]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())

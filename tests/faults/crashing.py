@@ -112,7 +112,22 @@ RELEASE: dict[str, Step] = _named(
         "after change": Step("after", f"{JOURNAL}.change", **ONCE),
     },
 )
-STEPS = {**AT_LEAST_ONCE, **EXACTLY_ONCE, **REVOKE, **RELEASE}
+SUCCESSION = "pipeline.topology.retrainer:Succession"
+#: What a trigger leads to, in this order: each process goes on where the one before was killed.
+SUCCESSIONS: dict[str, Step] = _named(
+    "in a succession, ",
+    {
+        **around(f"{SUCCESSION}._train", **ONCE),
+        "before release": Step("before", f"{SUCCESSION}._release", **ONCE),
+        "before the change": Step("before", f"{JOURNAL}.change", f"{SUCCESSION}._release", **ONCE),
+        "before the change's commit": Step("before", f"{CLIENT}.commit_transaction", f"{SUCCESSION}._release", **ONCE),
+        "after the change's commit": Step("after", f"{CLIENT}.commit_transaction", f"{SUCCESSION}._release", **ONCE),
+        "after release": Step("after", f"{SUCCESSION}._release", **ONCE),
+        "before the report's commit": Step("before", f"{CLIENT}.commit_transaction", **ONCE),
+        "after the report's commit": Step("after", f"{CLIENT}.commit_transaction", **ONCE),
+    },
+)
+STEPS = {**AT_LEAST_ONCE, **EXACTLY_ONCE, **REVOKE, **RELEASE, **SUCCESSIONS}
 
 
 class Client:

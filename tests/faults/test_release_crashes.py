@@ -34,6 +34,7 @@ def model(version: str) -> Model:
     return Model("shop", version, f"releases/shop/{version}.tar", "0" * 64)
 
 
+@pytest.mark.case("F44")
 def test_a_promotion_killed_at_any_step_is_whole_or_not_there(
     make: Make, counted: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

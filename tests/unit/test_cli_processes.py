@@ -12,6 +12,7 @@ import pytest
 from pipeline.cli import processes
 from pipeline.cli.context import Flags
 from pipeline.cli.processes import ProcessGroup, RoleProcess, roles
+from pipeline.settings import Settings
 
 OBEDIENT = (
     "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('up'); time.sleep(60)"
@@ -35,10 +36,13 @@ def await_up(group: ProcessGroup, *wanted: RoleProcess) -> None:
 
 
 def test_all_is_the_workers_and_one_monitor() -> None:
-    """Each worker has its slot; the monitor is there unless drift is off."""
-    assert roles("all", 2) == [RoleProcess("worker", 1), RoleProcess("worker", 2), RoleProcess("monitor")]
-    assert roles("all", 1, monitor=False) == [RoleProcess("worker", 1)]
-    assert roles("worker", 2) == [RoleProcess("worker", 1), RoleProcess("worker", 2)]
+    """Each worker has its slot; the monitor is there unless drift is off, others where they are switched on."""
+    assert roles("all", 2, Settings()) == [RoleProcess("worker", 1), RoleProcess("worker", 2), RoleProcess("monitor")]
+    on = Settings.model_validate(
+        {"drift": {"enabled": False}, "labels": {"enabled": True}, "retraining": {"enabled": True}}
+    )
+    assert roles("all", 1, on) == [RoleProcess("worker", 1), RoleProcess("labels"), RoleProcess("retrainer")]
+    assert roles("worker", 2, on) == [RoleProcess("worker", 1), RoleProcess("worker", 2)]
 
 
 def test_a_role_gets_the_supervisors_flags() -> None:
@@ -53,8 +57,8 @@ def test_a_stop_ends_all_in_order(stand_in: dict[str, str], tmp_path: Path) -> N
     """SIGTERM to each; 0 when each ended well."""
     stand_in.update(worker=OBEDIENT, monitor=OBEDIENT)
     with ProcessGroup([], 5.0, tmp_path) as group:
-        group.start(roles("all", 2))
-        await_up(group, *roles("all", 2))
+        group.start(roles("all", 2, Settings()))
+        await_up(group, *roles("all", 2, Settings()))
         assert group.ended() is None
         assert group.take_ended() == []
         assert group.stop() == 0
@@ -65,7 +69,7 @@ def test_those_that_ended_are_told_once(stand_in: dict[str, str], tmp_path: Path
     stand_in.update(worker="import sys; sys.exit(6)", monitor="import os; os.kill(os.getpid(), 9)")
     with ProcessGroup([], 5.0, tmp_path) as group:
         found: dict[RoleProcess, int] = {}
-        group.start(roles("all", 1))
+        group.start(roles("all", 1, Settings()))
         give_up = time.monotonic() + 20
         while len(found) < 2:
             assert time.monotonic() < give_up
