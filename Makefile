@@ -32,6 +32,7 @@ bench: .venv/.ready-dev ## Measure throughput beside a raw echo, a hand-written 
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 matrix: .venv/.ready-dev ## Attack everything and write what was found into docs/matrix.md
+	rm -f docs/matrix.json
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m case --matrix docs/matrix.json $(ARGS)
 	$(BIN)/python -m tests.matrix
 

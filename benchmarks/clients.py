@@ -138,8 +138,15 @@ def partition_count(admin: AdminClient, topic: str) -> int:
 def end_offsets(admin: AdminClient, topic: str, count: int) -> list[int]:
     """End offset of each of `topic`'s `count` partitions."""
     wanted = {TopicPartition(topic, partition): OffsetSpec.latest() for partition in range(count)}
-    futures = admin.list_offsets(wanted, request_timeout=REQUEST_TIMEOUT_S)
-    return [future.result(REQUEST_TIMEOUT_S).offset for future in futures.values()]
+    give_up = time.monotonic() + REQUEST_TIMEOUT_S
+    while True:
+        try:
+            futures = admin.list_offsets(wanted, request_timeout=REQUEST_TIMEOUT_S)
+            return [future.result(REQUEST_TIMEOUT_S).offset for future in futures.values()]
+        except KafkaException:  # a new topic may have no leaders yet
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.1)
 
 
 def committed(bootstrap_servers: str, group: str, topic: str, partitions: int) -> int:

@@ -133,16 +133,17 @@ class Recorder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._rows: dict[str, dict[str, Any]] = {}
+        #: What an earlier run found stays until its test runs again: the matrix may be run in parts.
+        self._rows: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note outcome, counts and time of a test with a case."""
         told = dict(report.user_properties)
         if CASES_PROPERTY not in told:
             return
-        row = self._rows.setdefault(
-            report.nodeid, {"cases": told[CASES_PROPERTY], "says": told[SAYS_PROPERTY], "counts": []}
-        )
+        if report.when == "setup":
+            self._rows[report.nodeid] = {"cases": told[CASES_PROPERTY], "says": told[SAYS_PROPERTY], "counts": []}
+        row = self._rows[report.nodeid]
         if report.when == "call" or report.outcome != "passed":
             row["outcome"] = report.outcome
         if report.when == "call":

@@ -1,9 +1,9 @@
 """Topics: what the pipeline needs, what is there, creating what is missing; offsets and lag of a group."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection
 from confluent_kafka import TopicPartition as _TopicPartition
@@ -14,16 +14,21 @@ from pipeline.errors import ContractError, UnreachableError
 from pipeline.records import TopicPartition
 from pipeline.settings import Settings
 
+T = TypeVar("T")
+
 #: Topics whose order matters as a whole have one partition: one monitor reads them in one order.
 SINGLE_PARTITION_ROLES = frozenset({"batch_summaries", "retraining_triggers", "model_releases", "retraining_reports"})
 #: A label and a prediction meet by the number of their partition.
 COPARTITIONED_ROLES = ("predictions", "labels")
 REQUEST_TIMEOUT_S = 15.0
-#: Between two questions while the coordinator moves: a new one is ready within a second.
-COORDINATOR_PAUSE_S = 0.1
-#: For a moment, when a group is new or its broker has gone: ask again.
-_COORDINATOR_MOVES = frozenset(
+#: Between two questions while a leader or coordinator moves: a new one is ready within a second.
+MOVE_PAUSE_S = 0.1
+#: For a moment, when a topic or group is new or its broker has gone: ask again.
+_MOVES = frozenset(
     {
+        KafkaError._NOENT,  # noqa: SLF001 (no leader found; has no public name)
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.NOT_COORDINATOR,
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -164,11 +169,23 @@ def offset_since(admin: AdminClient, tp: TopicPartition, time_ms: int) -> int:
 
 
 def _offsets(admin: AdminClient, tps: list[_TopicPartition], spec: Any) -> dict[TopicPartition, int]:
-    futures = admin.list_offsets(dict.fromkeys(tps, spec), request_timeout=REQUEST_TIMEOUT_S)
-    try:
+    def ask() -> dict[TopicPartition, int]:
+        futures = admin.list_offsets(dict.fromkeys(tps, spec), request_timeout=REQUEST_TIMEOUT_S)
         return {TopicPartition(tp.topic, tp.partition): future.result().offset for tp, future in futures.items()}
-    except KafkaException as error:
-        raise UnreachableError(f"kafka: offsets cannot be listed: {error.args[0].str()}") from error
+
+    return _asked(ask, "kafka: offsets cannot be listed")
+
+
+def _asked(ask: Callable[[], T], told: str) -> T:
+    """What `ask` returns, asked again while leaders or coordinators move. Raises UnreachableError, as `told`."""
+    deadline = time.monotonic() + REQUEST_TIMEOUT_S
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if error.args[0].code() not in _MOVES or time.monotonic() >= deadline:
+                raise UnreachableError(f"{told}: {error.args[0].str()}") from error
+            time.sleep(MOVE_PAUSE_S)
 
 
 def committed(admin: Admin, group: str, topic: str | None = None) -> dict[TopicPartition, int]:
@@ -196,14 +213,9 @@ def ask_committed(consumer: Consumer, group: str, asked: list[_TopicPartition]) 
 
     Raises UnreachableError once REQUEST_TIMEOUT_S are over.
     """
-    deadline = time.monotonic() + REQUEST_TIMEOUT_S
-    while True:
-        try:
-            return list(consumer.committed(asked, timeout=max(deadline - time.monotonic(), 0.1)))
-        except KafkaException as error:
-            if error.args[0].code() not in _COORDINATOR_MOVES or time.monotonic() >= deadline:
-                raise UnreachableError(f"group {group}: offsets cannot be read: {error.args[0].str()}") from error
-            time.sleep(COORDINATOR_PAUSE_S)
+    return _asked(
+        lambda: list(consumer.committed(asked, timeout=REQUEST_TIMEOUT_S)), f"group {group}: offsets cannot be read"
+    )
 
 
 def lag(admin: Admin, group: str, topic: str) -> dict[TopicPartition, int]:

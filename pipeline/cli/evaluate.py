@@ -19,6 +19,7 @@ from pipeline.cli.context import printable, say, settings_of, stderr, stdout, ta
 from pipeline.cli.evaluate_report import page
 from pipeline.cli.evaluate_scoring import Rows, Scorer, score_all
 from pipeline.cli.evaluate_source import Bound, FileSource, Range, Source, TopicSource
+from pipeline.cli.processes import stop_signals
 from pipeline.errors import BundleError, DataError
 from pipeline.models import bundle as bundles
 from pipeline.settings import Settings
@@ -150,10 +151,16 @@ def _warnings(source: Source, bundle: bundles.Bundle, label: str) -> Iterator[st
 
 
 def _scored(source: Source, bundle: bundles.Bundle, settings: Settings, label: str, slices: list[str]) -> Rows:
-    from pipeline.topology.serving import load_model  # noqa: PLC0415  torch and faust, three seconds: after what can be refused
+    # A KeyboardInterrupt in the midst of these imports may be swallowed by one of them.
+    with stop_signals() as stop, _progress(source.size) as show:
+        from pipeline.topology.serving import load_model  # noqa: PLC0415  torch and faust: after what can be refused
 
-    signals = tuple(signal.name for signal in bundle.baseline.signals)
-    with _progress(source.size) as on_read:
+        def on_read(rows: int) -> None:
+            if stop.is_set():
+                raise KeyboardInterrupt
+            show(rows)
+
+        signals = tuple(signal.name for signal in bundle.baseline.signals)
         scorer = Scorer(source, load_model(settings, bundle), settings)
         try:
             return score_all(source, scorer, label, slices, signals, on_read)

@@ -17,6 +17,7 @@ from pipeline.cli.evaluate_scoring import Scorer
 from pipeline.cli.evaluate_source import FileSource, Range
 from pipeline.cli.gate_report import page
 from pipeline.cli.gate_scoring import Both, score_both
+from pipeline.cli.processes import stop_signals
 from pipeline.errors import DataError
 from pipeline.models.bundle import Bundle
 from pipeline.retraining.findings import Finding
@@ -106,10 +107,16 @@ def gate(
 def _scored(
     source: FileSource, bundles: tuple[Bundle, Bundle], settings: Settings, label: str, slices: list[str]
 ) -> tuple[Both, Latency]:
-    from pipeline.topology.serving import load_model  # noqa: PLC0415  torch and faust, three seconds: after what can be refused
+    # A KeyboardInterrupt in the midst of these imports may be swallowed by one of them.
+    with stop_signals() as stop, _progress(source.size) as show:
+        from pipeline.topology.serving import load_model  # noqa: PLC0415  torch and faust: after what can be refused
 
-    scorers = tuple(Scorer(source, load_model(settings, bundle), settings) for bundle in bundles)
-    with _progress(source.size) as on_read:
+        def on_read(rows: int) -> None:
+            if stop.is_set():
+                raise KeyboardInterrupt
+            show(rows)
+
+        scorers = tuple(Scorer(source, load_model(settings, bundle), settings) for bundle in bundles)
         try:
             both = score_both(source, (scorers[0], scorers[1]), label, slices, settings.scoring.batch_max, on_read)
         except DataError as error:

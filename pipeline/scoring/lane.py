@@ -205,11 +205,13 @@ class Lane:
         times[decoded_rows[known]] = checked.event_times_ms[known]
         start = 0
         for batch in rows.batches:
-            part = np.arange(start, start + len(batch))
-            start += len(batch)
+            part = slice(start, start + len(batch))
+            start = part.stop
+            columns = (rows.offsets[part], times[part], matrix[part])
             if others is not None:
-                part = part[~others[part]]
-            self._summariser.add(batch.topic, batch.partition, rows.offsets[part], times[part], matrix[part])
+                mine = ~others[part]
+                columns = (columns[0][mine], columns[1][mine], columns[2][mine])
+            self._summariser.add(batch.topic, batch.partition, *columns)
 
     def drain(self) -> list[BatchSummary]:
         """Summaries of all that was added since the last drain."""

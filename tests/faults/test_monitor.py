@@ -18,7 +18,7 @@ from pipeline.records import TopicPartition
 from tests.faults.monitor_steps import STEPS
 from tests.pipelines import PATIENCE_S, Pipeline, Process, eventually
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.case("F37")]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.case("F37")]
 
 EVENTS = 40_000
 #: Often, so that there are many summaries and many commits.

@@ -16,7 +16,7 @@ from pipeline.bus import topics
 from pipeline.bus.clients import ClientOptions, make_admin
 
 APP = Path(__file__).with_name("bus_app.py")
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 def create(servers: str, name: str, partitions: int = 3, **config: str) -> str:
