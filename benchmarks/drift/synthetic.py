@@ -1,4 +1,4 @@
-"""`python -m benchmarks.drift`: false alarms, delays and cost of the drift room, seeds fixed.
+"""False alarms, delays and cost of the drift room on made-up signals, seeds fixed: `python -m benchmarks.drift`.
 
 Rows run through the summariser and the monitor as in the pipeline: spread over partitions by chance, in
 drains of random size, partitions of a drain in random order.
@@ -209,7 +209,3 @@ def main() -> None:
     many_at_once(min(3, options.seeds))
     delays(options.seeds, 20_000)
     false_alarms(options.seeds, options.rows)
-
-
-if __name__ == "__main__":
-    main()

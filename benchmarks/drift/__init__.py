@@ -1,0 +1,13 @@
+"""Drift: alarms on made-up signals (`python -m benchmarks.drift`), and the loop on Elec2 (`... .elec2`)."""
+
+from benchmarks.drift.synthetic import (
+    IDENTITY,
+    SIGNALS,
+    autoregressive,
+    monitor_for,
+    stationary,
+    summaries,
+    watch,
+)
+
+__all__ = ["IDENTITY", "SIGNALS", "autoregressive", "monitor_for", "stationary", "summaries", "watch"]
