@@ -400,8 +400,8 @@ class ObserveSettings(_Section):
         9464,
         ge=0,
         le=65435,
-        description="Monitor's port; worker i serves on port + i (i from 1), labels i on port + 80 + i. "
-        "0: a free port, named in the log",
+        description="Monitor's port; worker i serves on port + i (i from 1), the retrainer on port + 80, labels i on "
+        "port + 80 + i. 0: a free port, named in the log",
     )
     enabled: bool = True
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -409,7 +409,8 @@ class ObserveSettings(_Section):
 
     def port_of(self, role: str, slot: int) -> int:
         """Where a role's process serves."""
-        return self.port + (slot + 80 if role == "labels" else slot if role == "worker" else 0) if self.port else 0
+        places = {"monitor": 0, "worker": slot, "retrainer": 80, "labels": 80 + slot}
+        return self.port + places[role] if self.port else 0
 
 
 class Settings(_Section):

@@ -152,7 +152,8 @@ def _probe(settings: Settings) -> list[dict[str, Any]]:
         return []
     probed = [("monitor", 1), *(("worker", n + 1) for n in range(WORKER_PORTS))]
     probed += [("labels", n + 1) for n in range(LABELS_PORTS) if settings.labels.enabled]
-    names = [role if role == "monitor" else f"{role} {slot}" for role, slot in probed]
+    probed += [("retrainer", 1)] if settings.retraining.enabled else []
+    names = [role if role in ("monitor", "retrainer") else f"{role} {slot}" for role, slot in probed]
     urls = [f"http://{settings.observe.host}:{settings.observe.port_of(role, slot)}" for role, slot in probed]
     with ThreadPoolExecutor(len(urls)) as pool:
         answers = list(pool.map(_readiness, urls))

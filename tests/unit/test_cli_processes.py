@@ -45,6 +45,13 @@ def test_all_is_the_workers_and_one_monitor() -> None:
     assert roles("worker", 2, on) == [RoleProcess("worker", 1), RoleProcess("worker", 2)]
 
 
+def test_each_process_of_all_has_a_port_of_its_own() -> None:
+    """They run on one machine, and one that finds its port taken ends."""
+    on = Settings.model_validate({"labels": {"enabled": True}, "retraining": {"enabled": True}})
+    found = [on.observe.port_of(role.name, role.slot) for role in roles("all", 4, on)]
+    assert len(set(found)) == len(found) == 7
+
+
 def test_a_role_gets_the_supervisors_flags() -> None:
     """Settings file and overrides reach every role as they were given."""
     flags = Flags(Path("x/p.toml"), {"name": "a b", "drift.delta": "0.1"}).as_arguments()
