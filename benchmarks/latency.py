@@ -2,6 +2,7 @@
 
 Events go out at a steady rate; from the moment one is handed to its producer until its prediction has reached a
 consumer, all on one clock: both run in this process, the worker in its own. Every prediction is checked.
+With --swap another model is released half-way, and p99 is told of before, of the swap's SWAP_S, and of after.
 """
 
 import argparse
@@ -19,6 +20,10 @@ import numpy.typing as npt
 
 from benchmarks import clients, job, ours, verify
 from benchmarks.run import broker
+from pipeline.cli import releasing
+from pipeline.models import bundle as bundles
+from pipeline.models import fetching, releases
+from pipeline.settings import load
 
 #: A handful of events each: what is due by now. Finer ticks cost the machine more than the events do.
 TICK_S = 0.002
@@ -26,6 +31,8 @@ TICK_S = 0.002
 #: the way of a transaction, commits take 100 to 300 ms now and then (15 s on two cores).
 WARM_UP_S = 20.0
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
+#: From the release on: fetching, loading, warming up and swapping take about one second of it.
+SWAP_S = 5.0
 
 
 class _Latencies:
@@ -62,7 +69,9 @@ class _Latencies:
         self._consumer.close()
 
 
-def measure(bootstrap_servers: str, mode: str, rate: int, seconds: float, folder: Path) -> dict[str, Any]:
+def measure(
+    bootstrap_servers: str, mode: str, rate: int, seconds: float, folder: Path, *, swap: bool = False
+) -> dict[str, Any]:
     """One worker in `mode` under `rate` events/s for `seconds` after the warm-up; latencies in milliseconds."""
     name = f"latency.{mode}.{time.time_ns()}"
     job_ = job.Job(bootstrap_servers, f"{name}.events", f"{name}.predictions", name, 0)
@@ -75,6 +84,7 @@ def measure(bootstrap_servers: str, mode: str, rate: int, seconds: float, folder
         worker = subprocess.Popen(
             ours.command(job_, folder / name, {"delivery.mode": mode}), stdout=log, stderr=subprocess.STDOUT
         )
+        release = _Release(folder / name, WARM_UP_S + seconds / 2) if swap else None
         try:
             sent_s = _send(bootstrap_servers, job_.input_topic, events, rate)
             give_up = time.monotonic() + 60.0
@@ -84,7 +94,9 @@ def measure(bootstrap_servers: str, mode: str, rate: int, seconds: float, folder
             worker.terminate()
             worker.wait()
             latencies.stop()
-    measured = (latencies.arrived_s - sent_s)[int(rate * WARM_UP_S) :] * 1000
+    first = int(rate * WARM_UP_S)
+    measured = (latencies.arrived_s - sent_s)[first:] * 1000
+    swapped = release.told(sent_s[first:], measured, folder / f"{name}.log") if release else {}
     return {
         "mode": mode,
         "rate": rate,
@@ -93,7 +105,50 @@ def measure(bootstrap_servers: str, mode: str, rate: int, seconds: float, folder
         "repeated": latencies.repeated,
         **{f"p{100 * q:g}_ms": round(float(np.nanquantile(measured, q)), 1) for q in QUANTILES},
         "max_ms": round(float(np.nanmax(measured)), 1),
+        **swapped,
     }
+
+
+class _Release:
+    """Releases another version of the model after some seconds, from a thread of this process."""
+
+    VERSION = "2"
+
+    def __init__(self, project: Path, after_s: float) -> None:
+        self._project, self.at_s = project, np.inf
+        self._timer = threading.Timer(after_s, self._release)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _release(self) -> None:
+        settings = load(self._project / "pipeline.toml", environment={})
+        packed = ours.bundle()
+        successor = bundles.make(
+            model_id=packed.model_id,
+            model_version=self.VERSION,
+            architecture=packed.architecture,
+            contract=packed.contract,
+            weights=packed.weights,
+            baseline=packed.baseline,
+        )
+        model = fetching.publish(successor, settings.releases.store, settings.root)
+        decision = releasing.decide(settings, "benchmark", "swap")
+        self.at_s = time.monotonic()
+        releasing.open_releases(settings).change(decision, lambda state: releases.release(state, model, decision))
+
+    def told(self, sent_s: npt.NDArray[np.float64], latencies_ms: npt.NDArray[np.float64], log: Path) -> dict[str, Any]:
+        """p99 before, in and after the swap. Raises RuntimeError if there was none."""
+        self._timer.join()
+        if f'"version": "{self.VERSION}"' not in log.read_text("utf-8"):
+            raise RuntimeError(f"no swap: {log.read_text('utf-8')[-2000:]}")
+        parts = {
+            "before": sent_s < self.at_s,
+            "swap": (sent_s >= self.at_s) & (sent_s < self.at_s + SWAP_S),
+            "after": sent_s >= self.at_s + SWAP_S,
+        }
+        p99 = {part: float(np.nanquantile(latencies_ms[rows], 0.99)) for part, rows in parts.items()}
+        told = {f"p99_{part}_ms": round(value, 1) for part, value in p99.items()}
+        return {**told, "p99_swap_to_before": round(p99["swap"] / p99["before"], 2)}
 
 
 def _send(bootstrap_servers: str, topic: str, events: int, rate: int) -> npt.NDArray[np.float64]:
@@ -117,6 +172,7 @@ def main(given: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__)
     parser.add_argument("--rate", type=int, default=2_000, help="events a second")
     parser.add_argument("--seconds", type=float, default=20.0, help="of measurement, after the warm-up")
+    parser.add_argument("--swap", action="store_true", help="release another model half-way")
     parser.add_argument("--modes", default="at_least_once,exactly_once")
     parser.add_argument("--bootstrap-servers", help="a running broker; default: an embedded Kafka")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
@@ -124,7 +180,7 @@ def main(given: list[str] | None = None) -> int:
     found = []
     with tempfile.TemporaryDirectory(prefix="latency-") as folder, broker(arguments.bootstrap_servers) as (address, _):
         for mode in arguments.modes.split(","):
-            found.append(measure(address, mode, arguments.rate, arguments.seconds, Path(folder)))
+            found.append(measure(address, mode, arguments.rate, arguments.seconds, Path(folder), swap=arguments.swap))
             print(", ".join(f"{key} {value}" for key, value in found[-1].items()), flush=True)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
