@@ -110,6 +110,14 @@ def describe_trigger(record: Record) -> str:
     )
 
 
+def describe_report(record: Record) -> str:
+    """What the gate said of which challenger, and by which checks it was refused."""
+    failed = "; ".join(f"{check['name']}: {check['says']}" for check in record["checks"] if not check["passed"])
+    verdict = f"accepted ({record['approval']})" if record["accepted"] else "refused"
+    versions = f"{record['model_id']} {record['champion_version']} → {record['challenger_version']}"
+    return f"{verdict:<22}  {record['report_id']}  {versions}  {failed}".rstrip()
+
+
 def describe_summary(record: Record) -> str:
     """Which input range, how many events and rejections."""
     span = f"{record['topic']} p{record['partition']}@{record['first_offset']}-{record['last_offset']}"

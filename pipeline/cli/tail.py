@@ -29,6 +29,7 @@ class Stream(StrEnum):
     SUMMARIES = "summaries"
     LABELS = "labels"
     OUTCOMES = "outcomes"
+    REPORTS = "reports"
 
 
 ROLES = {
@@ -39,6 +40,7 @@ ROLES = {
     Stream.SUMMARIES: ("batch_summaries", render.describe_summary),
     Stream.LABELS: ("labels", render.describe_label),
     Stream.OUTCOMES: ("outcomes", render.describe_outcome),
+    Stream.REPORTS: ("retraining_reports", render.describe_report),
 }
 
 
