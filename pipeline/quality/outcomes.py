@@ -40,6 +40,8 @@ class Outcomes:
     slices: dict[str, pa.StringArray] = field(default_factory=dict)
     #: n Kafka keys, if the no-change baseline is to go by them.
     keys: npt.NDArray[np.object_] | None = None
+    #: (n,) ascending, of the records in their partition, if whoever read them told.
+    offsets: Longs | None = None
     #: Why records of the same source are not among the rows, and how many.
     left_out: Counter[str] = field(default_factory=Counter)
 
@@ -58,6 +60,7 @@ class Outcomes:
             self.label_times_ms[rows],
             {name: values.take(pa.array(rows)) for name, values in self.slices.items()},
             None if self.keys is None else self.keys[rows],
+            None if self.offsets is None else self.offsets[rows],
             self.left_out,
         )
 
@@ -84,7 +87,7 @@ def joined(parts: Sequence[Outcomes], output: OutputContract) -> Outcomes:
         np.concatenate([part.label_times_ms for part in parts]),
         {name: pa.concat_arrays([_slice_of(part, name) for part in parts]) for name in fields},
         np.concatenate(keys) if len(keys) == len(parts) else None,
-        sum((part.left_out for part in parts), Counter()),
+        left_out=sum((part.left_out for part in parts), Counter()),
     )
 
 
@@ -99,11 +102,14 @@ def _empty(output: OutputContract) -> Outcomes:
 
 
 def outcomes_of(
-    columns: pa.RecordBatch, output: OutputContract, keys: Sequence[bytes | None] | None = None
+    columns: pa.RecordBatch,
+    output: OutputContract,
+    keys: Sequence[bytes | None] | None = None,
+    offsets: Longs | None = None,
 ) -> Outcomes:
     """The rows of decoded outcomes that models of such an output made; the others are counted in `left_out`.
 
-    columns: as ColumnarDecoder gives them for schemas/outcome.avsc. keys: one a row, see known.py.
+    columns: as ColumnarDecoder gives them for schemas/outcome.avsc. keys: one a row, see known.py. offsets: likewise.
     """
     lengths = pc.list_value_length(columns.column("outputs")).to_numpy(zero_copy_only=False)
     fitting = lengths == output.width
@@ -134,6 +140,7 @@ def outcomes_of(
         _ms(label_times),
         _slices(chosen.column("slices")),
         None if keys is None else np.array([*keys, None], dtype=object)[:-1][rows],
+        None if offsets is None else offsets[rows],
         left_out,
     )
 
