@@ -381,6 +381,29 @@ class ReleaseSettings(_Section):
     )
 
 
+class TrialSettings(_Section):
+    """What the role `retrainer` makes of a canary, and of a fresh champion, by their outcomes."""
+
+    enabled: bool = Field(True, description="Whether it promotes, withdraws and rolls back; false: a person does")
+    alpha: float = Field(
+        0.05, ge=0.001, le=0.2, description="Chance of a wrong promotion, and of a wrong withdrawal, at most"
+    )
+    worse_max: float = Field(
+        0.1, ge=0, description="How much worse a canary may be, as a share of the champion's mean loss (`gate.loss`)"
+    )
+    outcomes_min: int = Field(500, ge=100, description="Outcomes of each model before anything is decided by them")
+    hours_max: float = Field(
+        168.0, gt=0, le=87_600, description="A canary is withdrawn when nothing could be decided for so long"
+    )
+    watch_outcomes: int = Field(
+        20_000, ge=0, description="A fresh champion may be rolled back within so many of its outcomes. 0: never"
+    )
+    rollback_worse_max: float = Field(
+        0.25, ge=0, description="How much worse it may be than the one before it was last, as a share of that loss"
+    )
+    every_s: float = Field(10.0, ge=0.1, le=3600, description="Time between two looks")
+
+
 class SupervisorSettings(_Section):
     """What `run all` and `run worker --workers N` do about a process that ends by itself."""
 
@@ -430,6 +453,7 @@ class Settings(_Section):
     gate: GateSettings = GateSettings()
     retraining: RetrainingSettings = RetrainingSettings()
     releases: ReleaseSettings = ReleaseSettings()
+    trial: TrialSettings = TrialSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
     observe: ObserveSettings = ObserveSettings()
     #: Folder that relative paths are relative to; set by `load`.

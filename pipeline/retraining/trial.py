@@ -1,0 +1,310 @@
+"""What becomes of a canary, and of a fresh champion: pure functions of the outcomes that have come so far.
+
+Canary and champion are on trial side by side: keys are split between them, so no event has answers of both, but what
+comes at one time comes to both. Outcomes are therefore compared in pairs of blocks of one time, and a hard hour that
+both have cancels out. A fresh champion has nobody beside it and is held against what the one before it did last.
+
+All bounds hold at all looks together (sequential.py). docs/releases.md says what follows from that, with measurements.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from pipeline.measures.scored import Metrics, Numbers, Scored
+from pipeline.measures.sums import Sums
+from pipeline.records import Longs, OutputContract
+from pipeline.retraining.comparing import LOSSES, losses
+from pipeline.retraining.sequential import BlockMeans, anytime_z
+from pipeline.settings import GateSettings, TrialSettings
+
+#: Outcomes of the rarer model in one pair of blocks: enough for both to be there, and few, so that 60 pairs are there
+#: when the first look is taken (trial.outcomes_min = 500).
+PAIR_OUTCOMES = 8
+#: Half a point of an error rate is no difference, however small the rate: else a champion that never errs could not be
+#: succeeded by one that never errs.
+ERROR_WORSE_MIN = 0.005
+#: A canary is silent where so many outcomes of its own should have come since its last one and none has: by chance in
+#: e^-500 of cases where keys take turns, in e^-5 where a key comes a hundred times in a row.
+SILENT_OUTCOMES = 500
+#: Bounds the memory that takes (8 MB) where the share is below 0.05 %.
+SILENT_MAX = 1_000_000
+#: Newest outcomes of the champion before that a fresh one is held against: a rate of 0.2 is known to 0.011.
+REFERENCE_OUTCOMES = 5_000
+HOUR_MS = 3_600_000
+
+
+class Verdict(NamedTuple):
+    """What is to be done, and why, in one line."""
+
+    action: Literal["wait", "promote", "withdraw", "rollback", "keep"]
+    reason: str
+
+
+class Trial:
+    """A canary beside the champion, since both are in service."""
+
+    def __init__(
+        self,
+        champion: OutputContract,
+        canary: OutputContract,
+        share: float,
+        since_ms: int,
+        *,
+        bounds: TrialSettings,
+        gate: GateSettings,
+    ) -> None:
+        """share: of the keys that are the canary's. since_ms: when both were released, by the wall clock."""
+        self._bounds, self._gate = bounds, gate
+        self._since_ms, self._share = since_ms, share
+        names = _compared(gate.loss, champion.kind)
+        weigher = _Weigher()
+        self._champion, self._canary = _Arm(champion, names, weigher), _Arm(canary, names, weigher)
+        #: Of each loss: the canary's less what the champion's may be at most, so below 0 where it is good enough.
+        #: Bounds are tuned to be tightest from the first look on.
+        n0 = bounds.outcomes_min / PAIR_OUTCOMES / 4
+        allowed = (bounds.worse_max, gate.log_loss_worse_max)
+        self._beyond = [_Beyond(column, name, allowed[column], n0) for column, name in enumerate(names)]
+        self._waiting = [np.empty((0, len(names))) for _ in range(2)]
+        self._silent_after = min(math.ceil(SILENT_OUTCOMES * (1 - share) / share), SILENT_MAX)
+        self._newest: Longs = np.empty(0, np.int64)
+
+    def add(self, champion: Scored, canary: Scored) -> None:
+        """The next outcomes of each, in the order in which they came; `times_ms` is when they were predicted."""
+        arrived = [self._champion.take(champion), self._canary.take(canary)]
+        self._waiting = [np.concatenate(pair) for pair in zip(self._waiting, arrived, strict=True)]
+        of_champion, of_canary, self._waiting = _in_step(*self._waiting)
+        for beyond in self._beyond:
+            beyond.add(of_champion, of_canary)
+        newest = np.concatenate([self._newest, champion.times_ms])
+        self._newest = np.sort(newest)[-self._silent_after :]
+
+    def verdict(self, now_ms: int) -> Verdict:
+        """Of all that was added; `wait` until the bounds say something."""
+        told = _told(self._canary, self._champion)
+        if silence := self._silence():
+            return Verdict("withdraw", silence)
+        if min(self._canary.rows, self._champion.rows) >= self._bounds.outcomes_min:
+            sure = f"at {1 - self._bounds.alpha:.3g} confidence"
+            judged = self._judged()
+            for beyond in judged:
+                half = beyond.half_width(self._champion, self._canary, self._bounds.alpha / len(judged))
+                if beyond.mean - half > 0:
+                    return Verdict("withdraw", f"{told}: {beyond.name} is worse beyond {beyond.allowed}, {sure}")
+            hindered = self._hindered(judged)
+            if hindered is None:
+                return Verdict("promote", f"{told}: not worse beyond {judged[0].allowed}, {sure}")
+        else:
+            hindered = f"too few outcomes, {self._bounds.outcomes_min:,} of each are needed"
+        hours = (now_ms - self._since_ms) / HOUR_MS
+        if hours >= self._bounds.hours_max:
+            return Verdict("withdraw", f"no decision within {self._bounds.hours_max:g} h: {told}: {hindered}")
+        return Verdict("wait", f"{told}: {hindered}")
+
+    def _judged(self) -> list["_Beyond"]:
+        """The log loss is one of probabilities: where an output is none, there is only the other."""
+        both = all("log_loss" in arm.metrics for arm in (self._champion, self._canary))
+        return self._beyond if both else self._beyond[:1]
+
+    def _hindered(self, judged: Sequence["_Beyond"]) -> str | None:
+        """Why the canary may not be promoted now; None if it may."""
+        first, *others = judged
+        if first.mean + first.half_width(self._champion, self._canary, self._bounds.alpha) >= 0:
+            return f"not known yet whether it is worse beyond {first.allowed}"
+        for other in others:
+            if other.mean > 0:
+                return f"{other.name} seems worse beyond {other.allowed}"
+        grown = self._canary.metrics.get("ece", 0.0) - self._champion.metrics.get("ece", 0.0)
+        if grown > self._gate.ece_worse_max:
+            return (
+                f"calibration error {grown:.3f} above the champion's, at most {self._gate.ece_worse_max:g} is allowed"
+            )
+        return None
+
+    def _silence(self) -> str | None:
+        """Whether the canary has stopped answering, or never has; told by what the champion has answered since."""
+        last = max(self._canary.last_ms, self._since_ms)
+        if len(self._newest) < self._silent_after or self._newest[0] <= last:
+            return None
+        since = "its last one" if self._canary.rows else "its release"
+        told = f"{len(self._newest):,} outcomes of the champion's predictions since {since}"
+        return f"silent: none of {told} is the canary's; either it fails, or none of the keys is its"
+
+
+class Watch:
+    """A fresh champion, held against the last outcomes of the one before it."""
+
+    def __init__(
+        self, previous: OutputContract, current: OutputContract, *, bounds: TrialSettings, gate: GateSettings
+    ) -> None:
+        self._bounds = bounds
+        name = _compared(gate.loss, current.kind)[:1]
+        weigher = _Weigher()
+        self._previous, self._current = _Arm(previous, name, weigher), _Arm(current, name, weigher)
+        self._name, self._blocks = name[0], BlockMeans()
+        self._allowed = bounds.rollback_worse_max
+        self._floor = _floor(self._name)
+        self._times: Longs = np.empty(0, np.int64)
+        self._reference: Numbers = np.empty(0)
+        #: What the mean loss of the champion before is at most, once the first look is taken; then it stays.
+        self._reference_high: float | None = None
+
+    def add(self, previous: Scored, current: Scored) -> None:
+        """The next outcomes of the champion before, and of this one; `times_ms` is when they were predicted."""
+        self._blocks.add(self._current.take(current)[:, 0])
+        if self._reference_high is None and len(previous):
+            times = np.concatenate([self._times, previous.times_ms])
+            values = np.concatenate([self._reference, self._previous.take(previous)[:, 0]])
+            order = np.argsort(times, kind="stable")[-REFERENCE_OUTCOMES:]
+            self._times, self._reference = times[order], values[order]
+
+    def verdict(self) -> Verdict:
+        """`rollback`, `keep` for good, or `wait`."""
+        alpha = self._bounds.alpha / 2  # one half for each of the two means
+        enough = self._current.rows >= self._bounds.outcomes_min <= len(self._reference)
+        if enough and self._reference_high is None:
+            self._reference_high = self._reference_bound(alpha)
+        told = _told(self._current, self._previous)
+        if self._reference_high is not None:
+            allowed = (1 + self._allowed) * self._reference_high + self._floor
+            z = anytime_z(len(self._blocks) / (self._bounds.outcomes_min / 4), alpha)
+            if self._blocks.mean - self._blocks.half_width(z) > allowed:
+                sure = f"at {1 - self._bounds.alpha:.3g} confidence"
+                return Verdict("rollback", f"{told} before it: worse beyond {_percent(self._allowed)}, {sure}")
+        if self._current.rows >= self._bounds.watch_outcomes:
+            return Verdict("keep", f"{told} before it")
+        return Verdict("wait", f"{told} before it")
+
+    def _reference_bound(self, alpha: float) -> float:
+        """Upper bound, at one look, of the mean loss of the champion before."""
+        blocks = BlockMeans()
+        blocks.add(self._reference)
+        z, rows = NormalDist().inv_cdf(1 - alpha), len(self._reference)
+        return blocks.mean + math.hypot(blocks.half_width(z), z * self._previous.largest[0] / rows)
+
+
+# --------------------------------------------------------------------------- parts
+
+
+def _compared(loss: str, kind: str) -> tuple[str, ...]:
+    """Names of the losses: that of the gate, and of classes the log loss beside it."""
+    first = LOSSES[kind][0] if loss == "auto" else loss
+    return (first, "log_loss") if kind == "classification" and first != "log_loss" else (first,)
+
+
+def _floor(loss: str) -> float:
+    return ERROR_WORSE_MIN if loss in ("error", "balanced_error") else 0.0
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share else "any amount"
+
+
+class _Weigher:
+    """Weights by class, so that every class that occurs counts as much, from all outcomes so far of both models."""
+
+    def __init__(self) -> None:
+        self._counts = Counter[int]()
+
+    def weights(self, truth: Longs) -> Numbers:
+        """(n,) of outcomes, which it counts first."""
+        classes, which, counts = np.unique(truth, return_inverse=True, return_counts=True)
+        self._counts.update(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
+        even = self._counts.total() / len(self._counts)
+        weights: Numbers = np.array([even / self._counts[c] for c in classes.tolist()])[which]
+        return weights
+
+
+class _Arm:
+    """One of the two models: its losses and the sums of its metrics."""
+
+    def __init__(self, output: OutputContract, names: tuple[str, ...], weigher: _Weigher) -> None:
+        self._output, self._names, self._weigher = output, names, weigher
+        self._sums = Sums(output)
+        self._total = np.zeros(self._sums.size)
+        self.rows, self.last_ms = 0, 0
+        self._loss = 0.0
+        #: (losses,) the largest there was. That of an error is 1, whether there was one or not.
+        self.largest = np.array([1.0 if name == "error" else 0.0 for name in names])
+
+    def take(self, scored: Scored) -> Numbers:
+        """(n, losses) of the next n outcomes."""
+        if not len(scored):
+            return np.empty((0, len(self._names)))
+        columns = np.stack([losses(name, scored, self._output) for name in self._names], axis=1)
+        if self._names[0] == "balanced_error":
+            columns[:, 0] *= self._weigher.weights(scored.truth)
+        unknown = np.full(len(scored), np.nan if self._output.kind == "regression" else -2)  # no earlier truth
+        self._total += self._sums.of(scored.outputs, scored.truth, unknown)
+        self.rows += len(scored)
+        self.last_ms = max(self.last_ms, int(scored.times_ms.max()))
+        self._loss += float(columns[:, 0].sum())
+        self.largest = np.maximum(self.largest, columns.max(axis=0))
+        return columns
+
+    @property
+    def mean(self) -> float:
+        return self._loss / self.rows if self.rows else math.nan
+
+    @property
+    def name(self) -> str:
+        return self._names[0]
+
+    @property
+    def metrics(self) -> Metrics:
+        return self._sums.metrics(self._total)
+
+
+def _told(one: _Arm, other: _Arm) -> str:
+    name = one.name.replace("_", " ")
+    return f"{name} {one.mean:.4g} of {one.rows:,} outcomes, of the champion {other.mean:.4g} of {other.rows:,}"
+
+
+def _in_step(champion: Numbers, canary: Numbers) -> tuple[Numbers, Numbers, list[Numbers]]:
+    """(m, losses) means of m pairs of blocks of the same time, and the rows of each that are left for later.
+
+    A block has PAIR_OUTCOMES of whoever has fewer, and what the other has beside them.
+    """
+    m = min(len(champion), len(canary)) // PAIR_OUTCOMES
+    if not m:
+        return champion[:0], canary[:0], [champion, canary]
+    means, left = [], []
+    for rows, other in ((champion, canary), (canary, champion)):
+        taken = m * PAIR_OUTCOMES if len(rows) <= len(other) else len(rows)
+        starts = np.arange(m) * taken // m
+        lengths = np.diff(np.append(starts, taken))
+        means.append(np.add.reduceat(rows[:taken], starts) / lengths[:, None])
+        left.append(rows[taken:])
+    return means[0], means[1], left
+
+
+class _Beyond:
+    """By how much a loss of the canary is beyond what is allowed."""
+
+    def __init__(self, column: int, name: str, worse_max: float, n0: float) -> None:
+        """column: of the losses that the arms have. n0: pairs of blocks that the bounds are tuned for."""
+        self._column, self._worse, self._n0 = column, worse_max, n0
+        self.name, self.allowed, self._floor = name.replace("_", " "), _percent(worse_max), _floor(name)
+        self._blocks = BlockMeans()
+
+    def add(self, champion: Numbers, canary: Numbers) -> None:
+        """(m, losses) means of the next pairs of blocks."""
+        column = self._column
+        self._blocks.add(canary[:, column] - (1 + self._worse) * champion[:, column] - self._floor)
+
+    @property
+    def mean(self) -> float:
+        return self._blocks.mean
+
+    def half_width(self, champion: _Arm, canary: _Arm, alpha: float) -> float:
+        """By how much the mean may be off to one side, at any look.
+
+        Losses that are all the same in a few outcomes are not known for certain: as if one more had been the largest.
+        """
+        z, column = anytime_z(len(self._blocks) / self._n0, alpha), self._column
+        one_more = (1 + self._worse) * champion.largest[column] / champion.rows, canary.largest[column] / canary.rows
+        return math.hypot(self._blocks.half_width(z), z * one_more[0], z * one_more[1])
