@@ -224,6 +224,15 @@ class LabelSettings(_Section):
     )
 
 
+class QualitySettings(_Section):
+    """How good models are by the labels that come, and triggers where the champion's errors rise (role `quality`)."""
+
+    enabled: bool = Field(True, description="Whether outcomes are watched, where labels are joined; see drift.enabled")
+    window_hours: float = Field(
+        24.0, gt=0, le=87_600, description="Labels of so long ago are in the metrics; 24 panes of time"
+    )
+
+
 class GateSettings(_Section):
     """May a retrained model, the challenger, replace the champion? Both are scored on rows that neither has seen."""
 
@@ -423,8 +432,8 @@ class ObserveSettings(_Section):
         9464,
         ge=0,
         le=65435,
-        description="Monitor's port; worker i serves on port + i (i from 1), the retrainer on port + 80, labels i on "
-        "port + 80 + i. 0: a free port, named in the log",
+        description="Monitor's port; worker i serves on port + i (i from 1), quality on port + 70, the retrainer "
+        "on port + 80, labels i on port + 80 + i. 0: a free port, named in the log",
     )
     enabled: bool = True
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -432,7 +441,7 @@ class ObserveSettings(_Section):
 
     def port_of(self, role: str, slot: int) -> int:
         """Where a role's process serves."""
-        places = {"monitor": 0, "worker": slot, "retrainer": 80, "labels": 80 + slot}
+        places = {"monitor": 0, "worker": slot, "quality": 70, "retrainer": 80, "labels": 80 + slot}
         return self.port + places[role] if self.port else 0
 
 
@@ -450,6 +459,7 @@ class Settings(_Section):
     delivery: DeliverySettings = DeliverySettings()
     drift: DriftSettings = DriftSettings()
     labels: LabelSettings = LabelSettings()
+    quality: QualitySettings = QualitySettings()
     gate: GateSettings = GateSettings()
     retraining: RetrainingSettings = RetrainingSettings()
     releases: ReleaseSettings = ReleaseSettings()

@@ -40,6 +40,7 @@ def roles(name: str, workers: int, settings: Settings) -> list[RoleProcess]:
     found = [RoleProcess("worker", slot) for slot in range(1, workers + 1)]
     others = {
         "labels": settings.labels.enabled,
+        "quality": settings.labels.enabled and settings.quality.enabled,
         "monitor": settings.drift.enabled,
         "retrainer": settings.retraining.enabled,
     }

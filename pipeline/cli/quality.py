@@ -27,7 +27,7 @@ from pipeline.measures.online import Counting
 from pipeline.measures.scored import by_class
 from pipeline.measures.sums import Sums
 from pipeline.models import bundle as bundles
-from pipeline.quality import OutcomeReader, Outcomes, Quality
+from pipeline.quality import OutcomeReader, Outcomes, Quality, origin_of
 from pipeline.quality.outcomes import joined
 from pipeline.records import OutputContract, RecordBatch
 from pipeline.settings import Settings
@@ -76,7 +76,7 @@ def quality(
     there = sum(_size(span) for span in wanted.values())
     source = _Source(settings, options, topic, _newest(wanted, rows_max))
     outcomes, left_out = _read(source, bundle.contract.output)
-    found = _counted(outcomes, Sums(bundle.contract.output, quantile, _origin(bundle)), now_ms)
+    found = _counted(outcomes, Sums(bundle.contract.output, quantile, origin_of(bundle.baseline)), now_ms)
     result = {
         "pipeline": settings.name,
         "topic": topic,
@@ -102,11 +102,6 @@ def _seconds(text: str) -> float:
     if not seconds:
         raise typer.BadParameter(f"{text!r} is no time such as 90m, 24h, 7d or 4w", param_hint="--window")
     return seconds
-
-
-def _origin(bundle: bundles.Bundle) -> float:
-    """Near the mean of a regression's truth, which is near that of its outputs."""
-    return next((s.mean for s in bundle.baseline.signals if s.name.startswith("score:")), 0.0)
 
 
 # --------------------------------------------------------------------------- reading

@@ -22,7 +22,8 @@ from pipeline.settings import Settings
 
 #: Idle threads are gone within milliseconds of being let go.
 STUCK_AFTER_S = 1.0
-#: Where cores are short, predictions come first: a worker then gets three times the time of the join (1.25 ** 5).
+#: Where cores are short, predictions come first: a worker then gets three times the time of a role that reads labels
+#: (1.25 ** 5).
 LABELS_NICENESS = 5
 
 
@@ -31,6 +32,7 @@ class RoleName(StrEnum):
 
     WORKER = "worker"
     LABELS = "labels"
+    QUALITY = "quality"
     MONITOR = "monitor"
     RETRAINER = "retrainer"
     ALL = "all"
@@ -38,7 +40,9 @@ class RoleName(StrEnum):
 
 def run(
     ctx: typer.Context,
-    role: Annotated[RoleName, typer.Argument(metavar="ROLE", help="worker, labels, monitor, retrainer, or all.")],
+    role: Annotated[
+        RoleName, typer.Argument(metavar="ROLE", help="worker, labels, quality, monitor, retrainer, or all.")
+    ],
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes of the one consumer group.")] = 1,
     slot: Annotated[
         int | None,
@@ -68,9 +72,12 @@ def run(
         raise SettingsError("drift.enabled: is false, so there is nothing to monitor")
     if role is RoleName.LABELS and not settings.labels.enabled:
         raise SettingsError("labels.enabled: is false, so there is nothing to join")
+    if role is RoleName.QUALITY and not (settings.labels.enabled and settings.quality.enabled):
+        key = "quality.enabled" if settings.labels.enabled else "labels.enabled"
+        raise SettingsError(f"{key}: is false, so there are no outcomes to watch")
     if role is RoleName.RETRAINER and not settings.retraining.enabled:
         raise SettingsError("retraining.enabled: is false, so no trigger is acted on")
-    if role in {RoleName.MONITOR, RoleName.RETRAINER} and workers > 1:
+    if role in {RoleName.QUALITY, RoleName.MONITOR, RoleName.RETRAINER} and workers > 1:
         raise typer.BadParameter(f"one {role.value} reads all there is; --workers is for worker and labels")
     if role is RoleName.ALL or workers > 1:
         code = _run_group(settings, ctx.obj, role, workers)
@@ -82,7 +89,7 @@ def run(
 
 def _run_here(settings: Settings, flags: Flags, role: RoleName, slot: int) -> None:
     structlog.contextvars.bind_contextvars(role=f"{role.value}-{slot}")
-    if role is RoleName.LABELS and hasattr(os, "nice"):
+    if role in {RoleName.LABELS, RoleName.QUALITY} and hasattr(os, "nice"):
         os.nice(LABELS_NICENESS)
     from pipeline.cli.role import run_role  # noqa: PLC0415 (faust and torch: 2 s that `--help` need not wait for)
 

@@ -153,7 +153,8 @@ def _probe(settings: Settings) -> list[dict[str, Any]]:
     probed = [("monitor", 1), *(("worker", n + 1) for n in range(WORKER_PORTS))]
     probed += [("labels", n + 1) for n in range(LABELS_PORTS) if settings.labels.enabled]
     probed += [("retrainer", 1)] if settings.retraining.enabled else []
-    names = [role if role in ("monitor", "retrainer") else f"{role} {slot}" for role, slot in probed]
+    probed += [("quality", 1)] if settings.labels.enabled and settings.quality.enabled else []
+    names = [role if role in ("monitor", "quality", "retrainer") else f"{role} {slot}" for role, slot in probed]
     urls = [f"http://{settings.observe.host}:{settings.observe.port_of(role, slot)}" for role, slot in probed]
     with ThreadPoolExecutor(len(urls)) as pool:
         answers = list(pool.map(_readiness, urls))

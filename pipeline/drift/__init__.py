@@ -12,6 +12,7 @@
     state_file.py  a file that is whole after any crash
     errors.py      the same detector on a model's errors, once labels are there
     verdict.py     real drift (errors moved) or virtual (inputs alone), and what to do
+    error_station.py  the watch of errors with its durable state, for an agent
 
 River is imported by detector.py, so by DriftMonitor and MonitorStation only: they are loaded on first use.
 """

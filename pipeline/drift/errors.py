@@ -86,10 +86,27 @@ class ErrorWatch:
         self._baseline: Baseline | None = None
         self._monitor: DriftMonitor | None = None
 
+    def anew(self) -> "ErrorWatch":
+        """One that has seen nothing, of the same model."""
+        return ErrorWatch(self.identity, self._signal, delta=self._settings.delta)
+
     @property
     def baseline(self) -> SignalBaseline | None:
         """How the model erred at first; None until enough labels have come."""
         return None if self._baseline is None else self._baseline.signals[0]
+
+    @property
+    def outcomes(self) -> int:
+        """Outcomes counted, those of the baseline included."""
+        return len(self._learnt) if self._monitor is None else LEARN_OUTCOMES + self._monitor.events_seen
+
+    def latest_means(self) -> dict[str, float]:
+        """As DriftMonitor.latest_means; {} while the baseline is learnt."""
+        return {} if self._monitor is None else self._monitor.latest_means()
+
+    def event_times_ms(self) -> tuple[int, int]:
+        """The earliest and the latest event of the latest outcomes, which `around` looks at. Needs one outcome."""
+        return int(self._recent_times.min()), int(self._recent_times.max())
 
     def take(
         self, topic: str, partition: int, offsets: Longs, event_times_ms: Longs, errors: Floats

@@ -252,6 +252,9 @@ class Metrics:
         self._labels_waiting = Gauge(
             "pipeline_labels_waiting", "About how many predictions and labels wait or have met.", registry=registry
         )
+        self._coverage = Gauge(
+            "pipeline_label_coverage", "Share of the window's predictions with a label by now.", registry=registry
+        )
         self._quality = QualitySeries(registry)
 
     # -- the hot path, once a batch ----------------------------------------------------------
@@ -370,6 +373,9 @@ class Metrics:
 
     def labels_waiting(self, keys: int) -> None:
         self._labels_waiting.set(keys)
+
+    def label_coverage(self, share: float) -> None:
+        self._coverage.set(share)
 
     def quality(self, versions: Iterable[Mapping[str, Any]]) -> None:
         """What outcomes say now, in place of what they said before; versions: those of `quality.Quality.report()`."""

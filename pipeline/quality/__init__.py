@@ -14,7 +14,7 @@ Nothing here is kept on disk: a start reads the window of the outcomes topic aga
 
 from pipeline.quality.errors import errors_of
 from pipeline.quality.outcomes import Outcomes, outcomes_of
-from pipeline.quality.quality import Quality, Scope
-from pipeline.quality.reader import OutcomeReader
+from pipeline.quality.quality import Quality, Scope, origin_of
+from pipeline.quality.reader import OutcomeReader, in_turn
 
-__all__ = ["OutcomeReader", "Outcomes", "Quality", "Scope", "errors_of", "outcomes_of"]
+__all__ = ["OutcomeReader", "Outcomes", "Quality", "Scope", "errors_of", "in_turn", "origin_of", "outcomes_of"]

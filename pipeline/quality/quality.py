@@ -23,7 +23,7 @@ from pipeline.quality.delays import Delays
 from pipeline.quality.gaps import Gap, estimated_accuracy, gaps
 from pipeline.quality.known import KnownTruths
 from pipeline.quality.outcomes import ROLES, Outcomes
-from pipeline.records import Longs, ModelIdentity
+from pipeline.records import Baseline, Longs, ModelIdentity
 
 #: Models (version and role) told apart: champion, canary, shadow and the champion before. One whose labels are the
 #: oldest goes when another one comes.
@@ -34,6 +34,11 @@ MODELS_MAX = 4
 SLICES_MAX, VALUES_MAX = 64, 20
 #: The newest rows whose gaps are held against those before: this share of the window.
 NOW_SHARE = 0.25
+
+
+def origin_of(baseline: Baseline) -> float:
+    """For Sums.origin: near the mean of a regression's truth, which is near that of the model's outputs."""
+    return next((signal.mean for signal in baseline.signals if signal.name.startswith("score:")), 0.0)
 
 
 class Scope(NamedTuple):

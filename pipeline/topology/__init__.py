@@ -2,6 +2,7 @@
 
     worker    NAME.events, NAME.model-releases -> NAME.predictions, NAME.dead-letters, NAME.batch-summaries
     labels    NAME.predictions, NAME.labels -> NAME.outcomes, NAME.dead-letters
+    quality   NAME.outcomes, NAME.model-releases -> NAME.retraining-triggers
     monitor   NAME.batch-summaries, NAME.model-releases -> NAME.retraining-triggers
     retrainer NAME.retraining-triggers, NAME.outcomes, NAME.events -> NAME.retraining-reports, NAME.model-releases
 
@@ -21,6 +22,8 @@ async def build(role: Role) -> None:
         from pipeline.topology.worker import build_worker as build_role  # noqa: PLC0415
     elif role.name == "labels":
         from pipeline.topology.labels import build_labels as build_role  # noqa: PLC0415
+    elif role.name == "quality":
+        from pipeline.topology.quality import build_quality as build_role  # noqa: PLC0415
     elif role.name == "monitor":
         from pipeline.topology.monitor import build_monitor as build_role  # noqa: PLC0415
     elif role.name == "retrainer":

@@ -128,8 +128,8 @@ def make_app(
 def _transactions(role: Role) -> Transactions | None:
     """Workers: as asked for. The others always: what they send commits together with what it came of."""
     delivery, name = role.settings.delivery, role.settings.name
-    if role.name == "monitor":
-        own_id = f"{delivery.transactional_id_prefix or name}-monitor"
+    if role.name in ("monitor", "quality"):
+        own_id = f"{delivery.transactional_id_prefix or name}-{role.name}"
         return Transactions(own_id, delivery.transaction_timeout_ms, when_idle=False)  # a trigger may take 0.5 s
     if role.name == "worker" and delivery.mode != "exactly_once":
         return None

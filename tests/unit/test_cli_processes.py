@@ -41,7 +41,10 @@ def test_all_is_the_workers_and_one_monitor() -> None:
     on = Settings.model_validate(
         {"drift": {"enabled": False}, "labels": {"enabled": True}, "retraining": {"enabled": True}}
     )
-    assert roles("all", 1, on) == [RoleProcess("worker", 1), RoleProcess("labels"), RoleProcess("retrainer")]
+    others = ("labels", "quality", "retrainer")
+    assert roles("all", 1, on) == [RoleProcess("worker", 1), *map(RoleProcess, others)]
+    unwatched = Settings.model_validate({"labels": {"enabled": True}, "quality": {"enabled": False}})
+    assert roles("all", 1, unwatched) == [RoleProcess("worker", 1), RoleProcess("labels"), RoleProcess("monitor")]
     assert roles("worker", 2, on) == [RoleProcess("worker", 1), RoleProcess("worker", 2)]
 
 
@@ -49,7 +52,7 @@ def test_each_process_of_all_has_a_port_of_its_own() -> None:
     """They run on one machine, and one that finds its port taken ends."""
     on = Settings.model_validate({"labels": {"enabled": True}, "retraining": {"enabled": True}})
     found = [on.observe.port_of(role.name, role.slot) for role in roles("all", 4, on)]
-    assert len(set(found)) == len(found) == 7
+    assert len(set(found)) == len(found) == 8
 
 
 def test_a_role_gets_the_supervisors_flags() -> None:

@@ -39,6 +39,7 @@ NAMES = {
     "pipeline_labels_total": {"result"},
     "pipeline_label_delay_seconds_bucket": {"le"},
     "pipeline_labels_waiting": set(),
+    "pipeline_label_coverage": set(),
     "pipeline_quality_outcomes": {"model_version", "role"},
     "pipeline_quality": {"model_version", "role", "field", "value", "measure"},
     "pipeline_quality_gap": {"model_version", "role", "field", "value", "measure"},
