@@ -60,8 +60,8 @@ def outcome_columns(
         "predicted_at": predicted.column("produced_at"),
         "partition": predicted.column("partition"),
         "offset": predicted.column("offset"),
-        "slices": predicted.column("slices"),
     }
+    columns |= {name: predicted.column(name) for name in ("slices", "calibration_id", "uncalibrated_outputs")}
     happened = pc.coalesce(columns["event_time"], columns["predicted_at"])
     delays_ms: Longs = label_times_ms - happened.cast(pa.int64()).to_numpy(zero_copy_only=False)
     return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)), rows, delays_ms

@@ -2,10 +2,15 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import ContractError, SchemaError
-from pipeline.models.releases import Change, Decision, ModelRelease, Releases, fold, from_row, is_key, to_row
+from pipeline.models import calibrations
+from pipeline.models.calibrations import Calibration
+from pipeline.models.releases import Change, Decision, Releases, fold, from_row, is_key, to_row
+
+_Made = TypeVar("_Made")
 
 
 class Table(Protocol):
@@ -24,10 +29,19 @@ class ReleaseLog:
     """Reads, changes and follows the releases. Every call may raise what the table's does. Thread-safe."""
 
     def __init__(
-        self, table: Table, *, encode: Callable[[dict[str, Any]], bytes], decode: Callable[[bytes], dict[str, Any]]
+        self,
+        table: Table,
+        *,
+        encode: Callable[[dict[str, Any]], bytes],
+        encode_calibration: Callable[[dict[str, Any]], bytes],
+        decode: Callable[[bytes], dict[str, Any]],
     ) -> None:
-        """encode, decode: a record of schemas/model-release.avsc as what is kept; decode raises SchemaError."""
+        """encode, encode_calibration: a record of schemas/model-release.avsc, of calibration.avsc, as what is kept.
+
+        decode: of either; raises SchemaError.
+        """
         self._table, self._encode, self._decode = table, encode, decode
+        self._encode_calibration = encode_calibration
 
     def state(self) -> Releases:
         """What holds now."""
@@ -48,6 +62,30 @@ class ReleaseLog:
 
         return self._state(self._table.change(decide))
 
+    def calibrate(self, model_version: str, calibration: Calibration | None, instead_of: str | None) -> Releases:
+        """Have outputs of a version go through `calibration`, None: through none; what holds then.
+
+        instead_of: id of the calibration that holds as far as the caller knows, None: none does. Raises ContractError
+        if another does by now, as what was measured was measured beside that one; FencedError as `change` does.
+        """
+        key = calibrations.key(model_version).encode()
+        wanted = None if calibration is None else calibration.calibration_id
+
+        def decide(table: dict[bytes, bytes]) -> list[tuple[bytes, bytes | None]]:
+            found = self._state(table).calibrations.get(model_version)
+            holds = found and found.calibration_id
+            if holds == wanted:
+                return []
+            if holds != instead_of:
+                raise ContractError(
+                    f"{model_version}: calibration {holds or 'none'} came in the place of {instead_of or 'none'} "
+                    "meanwhile; look at what holds now"
+                )
+            value = None if calibration is None else self._encode_calibration(calibrations.to_row(calibration))
+            return [(key, value)]
+
+        return self._state(self._table.change(decide))
+
     def follow(self, stop: threading.Event) -> Iterator[Releases]:
         """What holds now, then after each later change, until `stop` is set. Blocks; for a thread of its own.
 
@@ -57,11 +95,13 @@ class ReleaseLog:
             yield self._state(table)
 
     def _state(self, table: Mapping[bytes, bytes]) -> Releases:
-        named = ((key.decode("utf-8", "replace"), value) for key, value in table.items())
-        return fold((key, self._release(key, value)) for key, value in named if is_key(key))
+        named = [(key.decode("utf-8", "replace"), value) for key, value in table.items()]
+        state = fold((key, self._read(key, value, from_row)) for key, value in named if is_key(key))
+        found = [self._read(key, value, calibrations.from_row) for key, value in named if calibrations.is_key(key)]
+        return replace(state, calibrations={calibration.model_version: calibration for calibration in found})
 
-    def _release(self, key: str, value: bytes) -> ModelRelease:
+    def _read(self, key: str, value: bytes, made_of: Callable[[Mapping[str, Any]], _Made]) -> _Made:
         try:
-            return from_row(self._decode(value))
+            return made_of(self._decode(value))
         except (SchemaError, ContractError) as error:
             raise ContractError(f"topic {self._table.topic}: key {key!r:.80}: {error}") from None

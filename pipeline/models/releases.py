@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from pipeline.errors import ContractError
+from pipeline.models.calibrations import Calibration
 
 Slot = Literal["champion", "canary", "shadow"]
 Action = Literal["release", "canary", "shadow", "promote", "rollback", "withdraw"]
@@ -69,6 +70,8 @@ class Releases:
     canary: ModelRelease | None = None
     shadow: ModelRelease | None = None
     history: tuple[ModelRelease, ...] = field(default=(), repr=False)
+    #: Version -> what its outputs go through, in whichever slot it is; also of versions that are in none.
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict, repr=False)
 
     def slot(self, name: Slot) -> ModelRelease | None:
         """What is in a slot."""
@@ -98,7 +101,7 @@ def fold(table: Iterable[tuple[str, ModelRelease | None]]) -> Releases:
             slots[key] = release
         elif key.startswith(HISTORY) and release is not None:
             history[key] = release
-    return Releases(**slots, history=tuple(history.values()))
+    return Releases(slots["champion"], slots["canary"], slots["shadow"], tuple(history.values()))
 
 
 # --------------------------------------------------------------------------- changes

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.contracts import Clock, Model, Summariser
+from pipeline.measures.calibrators import Calibrator
 from pipeline.records import BatchSummary, Decoded, Floats, Longs, ModelRole, Reason, RecordBatch, Reject, Stage
 from pipeline.scoring.fields import FIRST_TIME_MS, LAST_TIME_MS, NO_TIME_MS
 from pipeline.scoring.publish import PredictionColumns, Publisher, prediction_labels, without_slices
@@ -73,7 +74,7 @@ class Scored:
     #: The rows that were this model's.
     decoded: Decoded
     checked: Validated
-    #: Input row of each output, ascending; outputs (m, width); class indices or None.
+    #: Input row of each output, ascending; outputs (m, width) and class indices or None, both before a calibration.
     scored_rows: Longs
     outputs: Floats
     labels: Longs | None
@@ -87,7 +88,8 @@ class Lane:
     """A model, its feature contract, and where its drift is added up. One thread uses it.
 
     role: champion, canary or shadow, as the predictions will say. batch_max: most rows in one model call. summariser:
-    None where drift is not watched.
+    None where drift is not watched. calibrator, calibration_id: what outputs go through before they are published, and
+    what predictions name it by.
     """
 
     def __init__(
@@ -100,11 +102,15 @@ class Lane:
         role: ModelRole = "champion",
         clock: Clock = time.time,
         summariser: Summariser | None = None,
+        calibrator: Calibrator | None = None,
+        calibration_id: str | None = None,
     ) -> None:
         self.model = model
+        self.calibration_id = calibration_id
         self.identity = replace(model.identity, role=role)
         self._validator, self._publisher, self._batch_max = validator, publisher, batch_max
-        self._columns = PredictionColumns(model.contract, self.identity, clock)
+        self._columns = PredictionColumns(model.contract, self.identity, clock, calibration_id)
+        self._calibrator = calibrator
         self._summariser = summariser
         self._signals = SignalMatrix(summariser.signals, model.contract) if summariser else None
 
@@ -127,6 +133,8 @@ class Lane:
                 for row in scored_rows[~finite]
             ]
             columns_scored, scored_rows, outputs = columns_scored[finite], scored_rows[finite], outputs[finite]
+        # What is summarised is what the model itself says: the monitor's baseline is of that, and to it a calibration
+        # that comes would be drift.
         labels = prediction_labels(outputs, self.model.contract)
         values: list[bytes] = []
         if len(outputs):
@@ -134,14 +142,16 @@ class Lane:
             if len(outputs) < len(ids):
                 ids = [ids[i] for i in columns_scored]
                 slices = None if slices is None else slices.take(pa.array(columns_scored))
+            published, published_labels, uncalibrated = self._calibrated(outputs, labels)
             columns = self._columns.build(
                 ids,
                 checked.event_times_ms[columns_scored],
-                outputs,
-                labels,
+                published,
+                published_labels,
                 rows.partitions[scored_rows],
                 rows.offsets[scored_rows],
                 slices,
+                uncalibrated,
             )
             values, large = self._encode(columns, rows.keys_of(scored_rows))
             if large:
@@ -156,6 +166,16 @@ class Lane:
         timed("score", score_done - validate_done)
         timed("encode", encode_done - score_done)
         return Scored(self, rows, decoded, checked, scored_rows, outputs, labels, rejects, values)
+
+    def _calibrated(self, outputs: Floats, labels: Longs | None) -> tuple[Floats, Longs | None, Floats | None]:
+        """Outputs and labels as they are published, and the outputs before, if that is not the same.
+
+        Labels are decided anew: label and outputs of a prediction always agree.
+        """
+        if self._calibrator is None:
+            return outputs, labels, None
+        calibrated = self._calibrator.apply(outputs)
+        return calibrated, prediction_labels(calibrated, self.model.contract), outputs
 
     def _encode(self, columns: pa.RecordBatch, keys: Sequence[bytes | None]) -> tuple[list[bytes], dict[int, str]]:
         """Kafka values of predictions, and what to say of each (by index) that its topic does not take.

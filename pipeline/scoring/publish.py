@@ -18,6 +18,8 @@ from pipeline.scoring.dead_letters import NO_LIMIT, RECORD_OVERHEAD_BYTES, DeadL
 from pipeline.scoring.fields import NO_TIME_MS
 from pipeline.scoring.slices import no_slices
 
+_FLOATS = pa.list_(pa.float32())
+
 
 def prediction_labels(outputs: Floats, contract: FeatureContract) -> Longs | None:
     """Class index of each row of `outputs`; None for regression."""
@@ -31,7 +33,11 @@ def prediction_labels(outputs: Floats, contract: FeatureContract) -> Longs | Non
 class PredictionColumns:
     """Builds the columns of schemas/prediction.avsc."""
 
-    def __init__(self, contract: FeatureContract, identity: ModelIdentity, clock: Clock) -> None:
+    def __init__(
+        self, contract: FeatureContract, identity: ModelIdentity, clock: Clock, calibration_id: str | None = None
+    ) -> None:
+        """calibration_id: of what the outputs go through."""
+        self._calibration_id = calibration_id
         self._classes = pa.array(contract.output.classes, pa.string()) if contract.output.classes else None
         self._identity = identity
         self._clock = clock
@@ -45,9 +51,13 @@ class PredictionColumns:
         partitions: Longs,
         offsets: Longs,
         slices: pa.MapArray | None = None,
+        uncalibrated: Floats | None = None,
     ) -> pa.RecordBatch:
-        """N predictions; `event_times_ms` NO_TIME_MS means null; `slices` None: none."""
-        n, width = outputs.shape
+        """N predictions; `event_times_ms` NO_TIME_MS means null; `slices` None: none.
+
+        uncalibrated: `outputs` before their calibration, if there is one.
+        """
+        n = len(outputs)
         timestamp = pa.timestamp("ms", tz="UTC")
         identity = self._identity
         now_ms = np.full(n, int(self._clock() * 1000), dtype=np.int64)
@@ -61,14 +71,14 @@ class PredictionColumns:
             "model_id": _constant(identity.model_id, n),
             "model_version": _constant(identity.model_version, n),
             "role": _constant(identity.role, n),
-            "outputs": pa.ListArray.from_arrays(
-                np.arange(0, (n + 1) * width, width, dtype=np.int32), np.ascontiguousarray(outputs).reshape(-1)
-            ),
+            "outputs": _lists(outputs),
             "label": label_column,
             "partition": pa.array(partitions.astype(np.int32)),
             "offset": pa.array(offsets),
             "produced_at": pa.array(now_ms).cast(timestamp),
             "slices": no_slices(n) if slices is None else slices,
+            "calibration_id": pa.nulls(n, pa.string()) if uncalibrated is None else _constant(self._calibration_id, n),
+            "uncalibrated_outputs": pa.nulls(n, _FLOATS) if uncalibrated is None else _lists(uncalibrated),
         }
         return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
@@ -79,7 +89,13 @@ def without_slices(predictions: pa.RecordBatch) -> pa.RecordBatch:
     return predictions.set_column(at, predictions.schema.field(at), no_slices(predictions.num_rows))
 
 
-def _constant(text: str, n: int) -> pa.Array:
+def _lists(outputs: Floats) -> pa.ListArray:
+    n, width = outputs.shape
+    starts = np.arange(0, (n + 1) * width, width, dtype=np.int32)
+    return pa.ListArray.from_arrays(starts, np.ascontiguousarray(outputs).reshape(-1))
+
+
+def _constant(text: str | None, n: int) -> pa.Array:
     return pa.repeat(pa.scalar(text, pa.string()), n)
 
 

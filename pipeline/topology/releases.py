@@ -33,11 +33,15 @@ def release_log(settings: Settings, options: ClientOptions) -> ReleaseLog:
         transactional_id=f"{settings.delivery.transactional_id_prefix or settings.name}-releases",
         transaction_timeout_ms=settings.delivery.transaction_timeout_ms,
     )
-    registry, schema = codec.registry_of(settings), codec.load_schema("model-release")
+    registry = codec.registry_of(settings)
+    release, calibration = codec.load_schema("model-release"), codec.load_schema("calibration")
     rows = codec.RowCodec(registry)
+    # Two kinds of records on one topic: the second has a subject of its own, named by topic and record.
+    subject = f"{topic}-pipeline.v1.Calibration"
     return ReleaseLog(
         journal,
-        encode=lambda row: rows.encode(registry.register(f"{topic}-value", schema), schema, row),
+        encode=lambda row: rows.encode(registry.register(f"{topic}-value", release), release, row),
+        encode_calibration=lambda row: rows.encode(registry.register(subject, calibration), calibration, row),
         decode=rows.decode,
     )
 

@@ -10,8 +10,10 @@ from pipeline import codec, drift, observe
 from pipeline.bus import topics
 from pipeline.bus.clients import ClientOptions, make_admin
 from pipeline.errors import ContractError, PipelineError, UnreachableError
+from pipeline.measures.calibrators import Calibrator
 from pipeline.models import bundle as bundles
 from pipeline.models import devices, loading
+from pipeline.models.calibrations import Calibration
 from pipeline.models.releases import SLOTS, ModelRelease, Releases, Slot
 from pipeline.records import FeatureContract
 from pipeline.scoring.engine import TorchModel
@@ -46,9 +48,11 @@ def load_model(settings: Settings, bundle: bundles.Bundle) -> TorchModel:
 
 @dataclass(frozen=True)
 class _Held:
-    """What is in a slot of this worker: a model by its digest, and the lane it runs in."""
+    """What is in a slot of this worker: a model by its digest, its calibration, and the lane they run in."""
 
     digest: str
+    #: As released; the lane's own is None where that could not be used.
+    calibration_id: str | None
     lane: Lane
 
 
@@ -72,7 +76,7 @@ class Serving:
 
     def start(self, state: Releases, publisher: Publisher) -> Served:
         """The first models. Raises BundleError, ContractError for a champion that cannot be used, UnreachableError."""
-        self._hold("champion", state.champion, publisher)
+        self._hold("champion", state, publisher)
         return self._served_by(state, publisher)
 
     def update(self, state: Releases, publisher: Publisher) -> Served:
@@ -80,17 +84,15 @@ class Serving:
 
         Raises UnreachableError when a later try may succeed.
         """
-        if state.champion is not None:
-            self._try_to_hold("champion", state.champion, publisher)
+        self._try_to_hold("champion", state, publisher)
         return self._served_by(state, publisher)
 
     def _served_by(self, state: Releases, publisher: Publisher) -> Served:
         for slot in SLOTS[1:]:
-            release = state.slot(slot)
-            if release is None:
+            if state.slot(slot) is None:
                 self._held.pop(slot, None)
             else:
-                self._try_to_hold(slot, release, publisher)
+                self._try_to_hold(slot, state, publisher)
         used = {held.digest for held in self._held.values()}
         self._models = {digest: model for digest, model in self._models.items() if digest in used}
         canary, shadow = self._held.get("canary"), self._held.get("shadow")
@@ -101,34 +103,45 @@ class Serving:
             shadow.lane if shadow else None,
         )
 
-    def _try_to_hold(self, slot: Slot, release: ModelRelease, publisher: Publisher) -> None:
+    def _try_to_hold(self, slot: Slot, state: Releases, publisher: Publisher) -> None:
         try:
-            self._hold(slot, release, publisher)
+            self._hold(slot, state, publisher)
         except UnreachableError:
             raise
         except PipelineError as error:
             told = str(error)  # one line: what went wrong is in the bundle, not here
-            log.warning("released model cannot be used", slot=slot, version=release.model_version, error=told)
+            release = state.slot(slot)
+            version = release and release.model_version
+            log.warning("released model cannot be used", slot=slot, version=version, error=told)
             self._metrics.release_failed(slot)
             if slot != "champion":
                 self._held.pop(slot, None)
 
-    def _hold(self, slot: Slot, release: ModelRelease | None, publisher: Publisher) -> None:
-        if release is not None and (held := self._held.get(slot)) and held.digest == release.manifest_sha256:
+    def _hold(self, slot: Slot, state: Releases, publisher: Publisher) -> None:
+        digest = self._loaded(slot, state.slot(slot))
+        model, held = self._models[digest], self._held.get(slot)
+        calibration = state.calibrations.get(model.identity.model_version)
+        calibration_id = calibration.calibration_id if calibration else None
+        if held is not None and (held.digest, held.calibration_id) == (digest, calibration_id):
             return
-        if release is None or release.manifest_sha256 not in self._models:
-            bundle = released_bundle(self._settings, release, self._schema)
-            self._models[bundle.digest] = load_model(self._settings, bundle)
-            digest = bundle.digest
-        else:
-            digest = release.manifest_sha256
         if slot == "shadow":
             self._make_shadow_topic()
-        self._held[slot] = _Held(digest, self._lane(slot, self._models[digest], publisher))
+        self._held[slot] = _Held(digest, calibration_id, self._lane(slot, model, calibration, publisher))
 
-    def _lane(self, slot: Slot, model: TorchModel, publisher: Publisher) -> Lane:
+    def _loaded(self, slot: Slot, release: ModelRelease | None) -> str:
+        """The digest of what is to be in a slot; its model is loaded. Nothing released: what is there stays."""
+        if release is None and (held := self._held.get(slot)):
+            return held.digest
+        if release is not None and release.manifest_sha256 in self._models:
+            return release.manifest_sha256
+        bundle = released_bundle(self._settings, release, self._schema)
+        self._models[bundle.digest] = load_model(self._settings, bundle)
+        return bundle.digest
+
+    def _lane(self, slot: Slot, model: TorchModel, calibration: Calibration | None, publisher: Publisher) -> Lane:
         settings = self._settings
         watched = slot == "champion" and settings.drift.enabled and bool(model.baseline.signals)
+        calibrator = self._calibrator(calibration, model) if calibration else None
         return Lane(
             model,
             self._validator(model.contract),
@@ -137,7 +150,17 @@ class Serving:
             batch_max=settings.scoring.batch_max,
             clock=time.time,
             summariser=drift.SignalSummariser(model.baseline, model.identity) if watched else None,
+            calibrator=calibrator,
+            calibration_id=calibration.calibration_id if calibration and calibrator else None,
         )
+
+    def _calibrator(self, calibration: Calibration, model: TorchModel) -> Calibrator | None:
+        """None for one that is not for this model: its outputs are published as they are."""
+        try:
+            return calibration.calibrator(model.identity, model.contract.output)
+        except ContractError as error:
+            log.warning("calibration cannot be used", version=model.identity.model_version, error=str(error))
+            return None
 
     def _validator(self, contract: FeatureContract) -> Validator:
         events = self._settings.events
@@ -187,6 +210,7 @@ class Serving:
             device = str(self._models[self._held[role].digest].device)
             self._metrics.model(identity, device)
             share = {"share": served.share} if role == "canary" else {}
+            calibration = {"calibration": lane.calibration_id} if lane.calibration_id else {}
             log.info(
                 "in service",
                 slot=role,
@@ -194,4 +218,5 @@ class Serving:
                 version=identity.model_version,
                 device=device,
                 **share,
+                **calibration,
             )

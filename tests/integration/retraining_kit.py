@@ -147,6 +147,8 @@ class Market:
                 "slices": pa.array(
                     [[("period", str(self.period[r]))] for r in rows], pa.map_(pa.string(), pa.string())
                 ),
+                "calibration_id": pa.nulls(n, pa.string()),
+                "uncalibrated_outputs": pa.nulls(n, pa.list_(pa.float32())),
             }
             fields = codec.arrow_schema(schema)
             batch = pa.RecordBatch.from_arrays([made[f.name].cast(f.type) for f in fields], schema=fields)

@@ -126,7 +126,8 @@ class Made:
         names = ("event_id", "event_time", "model_id", "model_version", "role", "outputs")
         arrays: dict[str, Any] = {name: columns.column(name) for name in names}
         arrays |= {"label": columns.column("predicted"), "produced_at": columns.column("predicted_at")}
-        arrays |= {name: columns.column(name) for name in ("partition", "offset", "slices")}
+        arrays |= {name: columns.column(name) for name in ("partition", "offset", "slices", "calibration_id")}
+        arrays["uncalibrated_outputs"] = columns.column("uncalibrated_outputs")
         schema = codec.arrow_schema(codec.load_schema("prediction"))
         return pa.RecordBatch.from_arrays([arrays[f.name].cast(f.type) for f in schema], schema=schema)
 

@@ -42,13 +42,15 @@ def events(draw: st.DrawFn) -> tuple[list[str], list[pa.Array], list[dict[str, s
 
 
 @settings(max_examples=200, deadline=None)
-@given(events())
-def test_predictions_are_encoded_as_avro_does(event: tuple[list[str], list[pa.Array], list[dict[str, str]]]) -> None:
-    """Byte for byte, with slices and after these were taken away."""
+@given(events(), st.booleans())
+def test_predictions_are_encoded_as_avro_does(
+    event: tuple[list[str], list[pa.Array], list[dict[str, str]]], calibrated: bool
+) -> None:
+    """Byte for byte, calibrated or not, with slices and after these were taken away."""
     names, columns, slices = event
     n = len(slices)
     contract = FeatureContract((), OutputContract("classification", 2, ("no", "yes")))
-    predictions = PredictionColumns(contract, ModelIdentity("m", "1"), ManualClock(NOW_S)).build(
+    predictions = PredictionColumns(contract, ModelIdentity("m", "1"), ManualClock(NOW_S), "c0ffee").build(
         [f"e{i}" for i in range(n)],
         np.arange(n, dtype=np.int64),
         np.full((n, 2), 0.5, dtype=np.float32),
@@ -56,6 +58,7 @@ def test_predictions_are_encoded_as_avro_does(event: tuple[list[str], list[pa.Ar
         np.zeros(n, dtype=np.int64),
         np.arange(n, dtype=np.int64),
         slice_maps(names, columns),
+        np.tile(np.array([0.25, 0.75], np.float32), (n, 1)) if calibrated else None,
     )
     schema = codec.load_schema("prediction")
     encoder = codec.ColumnarEncoder(schema, 7)
@@ -73,6 +76,8 @@ def test_predictions_are_encoded_as_avro_does(event: tuple[list[str], list[pa.Ar
             "offset": row,
             "produced_at": dt.datetime.fromtimestamp(NOW_S, dt.UTC),
             "slices": told,
+            "calibration_id": "c0ffee" if calibrated else None,
+            "uncalibrated_outputs": [0.25, 0.75] if calibrated else None,
         }
         return cases.HEADER + cases.write(schema, record)
 

@@ -234,11 +234,12 @@ def test_the_prediction_schema_is_what_scoring_builds() -> None:
     assert len(codec.ColumnarEncoder(codec.load_schema("prediction"), 1).encode(columns)) == 2
 
 
-def test_predictions_from_before_slices_can_be_read(tmp_path: Path) -> None:
-    """The registry takes the schema after the one without slices; old values have none, and old readers read on."""
+def test_predictions_from_before_slices_and_calibrations_can_be_read(tmp_path: Path) -> None:
+    """The registry takes the schema after the one without; old values have none, and old readers read on."""
     new = codec.load_schema("prediction")
     record = json.loads(new)
-    record["fields"] = [f for f in record["fields"] if f["name"] != "slices"]
+    later = ("slices", "calibration_id", "uncalibrated_outputs")
+    record["fields"] = [f for f in record["fields"] if f["name"] not in later]
     old = json.dumps(record)
     registry = codec.FileRegistry(tmp_path)
     ids = [registry.register("p-value", schema) for schema in (old, new)]
@@ -256,10 +257,13 @@ def test_predictions_from_before_slices_can_be_read(tmp_path: Path) -> None:
         "produced_at": 2,
     }
     rows = codec.RowCodec(registry)
-    values = [rows.encode(ids[0], old, prediction), rows.encode(ids[1], new, {**prediction, "slices": {"a": "b"}})]
+    told = {"slices": {"a": "b"}, "calibration_id": "c", "uncalibrated_outputs": [0.75]}
+    values = [rows.encode(ids[0], old, prediction), rows.encode(ids[1], new, {**prediction, **told})]
     read = codec.ColumnarDecoder(registry, new).decode(values)
     assert not read.rejects
     assert read.columns["slices"].to_pylist(maps_as_pydicts="strict") == [{}, {"a": "b"}]
+    assert read.columns["calibration_id"].to_pylist() == [None, "c"]
+    assert read.columns["uncalibrated_outputs"].to_pylist() == [None, [0.75]]
     before = codec.ColumnarDecoder(registry, old).decode(values)
     assert not before.rejects
     assert before.columns["event_id"].to_pylist() == ["e", "e"]

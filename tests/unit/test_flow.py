@@ -166,6 +166,8 @@ async def test_a_prediction_says_everything_about_its_event(setup: Callable[...,
         "partition": 3,
         "offset": 7,
         "slices": {},
+        "calibration_id": None,
+        "uncalibrated_outputs": None,
     }
     assert [r.key for r in s.sink.to("predictions")] == [b"7", b"8"]
     assert second["offset"] == 8
