@@ -1,4 +1,4 @@
-"""`pipeline demo`: everything at work on real data, on a Kafka of its own, in about a minute."""
+"""`pipeline demo`: the whole loop on real data and a Kafka of its own, from the first event to a new model's."""
 
 import shutil
 import tempfile
@@ -7,7 +7,6 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -16,47 +15,72 @@ from rich.live import Live
 
 from pipeline.bus import topics
 from pipeline.bus.embedded import EmbeddedKafka, free_port, port_fault
-from pipeline.bus.producer import BatchProducer
 from pipeline.cli import demo_view
 from pipeline.cli.context import print_error, quiet_logs, say, stderr, stdout
-from pipeline.cli.demo_data import LABEL, TRAINING_ROWS, Broken, Plan, shuttle
-from pipeline.cli.events import EventEncoder
+from pipeline.cli.demo_data import LABEL, TRAINING_ROWS, Plan, shuttle
+from pipeline.cli.demo_feed import Feed
+from pipeline.cli.demo_summary import Verdict
 from pipeline.cli.inference import Columns, infer
 from pipeline.cli.init import make_project, measured
-from pipeline.cli.processes import ProcessGroup, roles, stop_signals
-from pipeline.cli.replay import Rate, chunk_rows, send
+from pipeline.cli.processes import ProcessGroup, RoleProcess, roles, stop_signals
 from pipeline.cli.wiring import connect, ensure_topics
-from pipeline.codec import RowCodec, event_schema, registry_of
+from pipeline.codec import RowCodec, registry_of
 from pipeline.errors import PipelineError
 from pipeline.models import bundle as bundles
-from pipeline.settings import Settings, load
-from pipeline.testing.breakage import FOREIGN_SCHEMA
+from pipeline.settings import ObserveSettings, Settings, load
 
 NAME = "demo"
 WORKERS = 2
-#: 35,000 events take about 30 s.
+#: 35,000 events take about 30 s, and what waits for the successor some seconds more.
 RATE = 1_200.0
-#: Workers import torch and warm up; on a cold disk that takes longest.
-START_TIMEOUT_S = 90.0
-#: After the last event was sent, everything must be out and committed within this.
+#: Five processes import torch or Faust and warm up; on a cold disk, or two busy cores, that takes longest.
+START_TIMEOUT_S = 120.0
+#: After the events stopped to wait for it, a successor must serve within this: some seconds of training, again after
+#: 15 s if the labels were too few. With ten other processes on the two cores it took a minute.
+SUCCESSOR_TIMEOUT_S = 240.0
+#: After the last event was sent, everything must be out, labelled and committed within this.
 FINISH_TIMEOUT_S = 30.0
+#: Ports up to this leave room for the roles' own above them.
+PORT_MAX = 65_000
 REFRESH_S = 0.25
-#: Without a terminal, a line this often.
+#: Without a terminal, a line this often, and at each step of the loop.
 PLAIN_EVERY_S = 5.0
+#: What is switched on, and what is smaller than a month of production.
+SETTINGS = """
+[labels]
+enabled = true
+
+[retraining]
+enabled = true
+# Of some thousand events a pass takes a tenth of a second: the default of 60 would do, at six times the wait.
+epochs_max = 10
+learning_rate = 0.004
+# Scoring has cores to spare at this rate, and a person waits for the successor.
+nice = 0
+
+[gate]
+# As many show a gain of five points, and this one is of seventy; a fifth of the first 2,500 labels after the shift.
+rows_min = 500
+# Both models take some microseconds, and the processes of the demo share a few cores: their times are mostly noise.
+latency_ratio_max = 10
+"""
 
 
 def demo(
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave Kafka and the pipeline running afterwards, until Ctrl-C.")
     ] = False,
-    rate: Annotated[float, typer.Option(min=1.0, help="Events a second.")] = RATE,
-    rows: Annotated[int | None, typer.Option(min=4_000, help="Events to send. [dim]Else all there are.[/dim]")] = None,
+    rate: Annotated[float, typer.Option(min=1.0, max=20_000.0, help="Events a second.")] = RATE,
+    rows: Annotated[int | None, typer.Option(min=8_000, help="Events to send. [dim]Else all there are.[/dim]")] = None,
 ) -> None:
-    """Show everything at work: Kafka, a freshly trained model, two workers, the drift monitor, a real shift.
+    """Show the whole loop at work: events, labels, a shift, a drift trigger, a successor that serves.
 
-    A model is trained on the first part of NASA Shuttle telemetry (shipped with River); the rest is replayed,
-    one sensor reading too high from half-way on, and one record in a thousand broken in one of many ways.
-    It ends by itself with a balance. Exit code 0: every event accounted for and the shift found; 1: not so.
+    A model is trained on the first part of NASA Shuttle telemetry (shipped with River); the rest is replayed to two
+    workers, each label half a second after its event, one record in a thousand broken in one of many ways. Then a
+    sensor reads too high, and the model is wrong in most rows. The monitor notices, the retrainer learns from the
+    labels since, the gate judges, and the workers swap models; the last events wait for that.
+    It ends by itself with a balance. Exit code 0: every event accounted for, the shift found, a better model in
+    service; 1: not so.
 
     [bold]Examples[/bold]
 
@@ -76,23 +100,25 @@ def demo(
         say(f"Apache Kafka answers on {kafka.bootstrap_servers}")
         status.update("training a model on the first rows")
         plan = _prepare(folder, kafka.bootstrap_servers, rows)
-        status.update(f"starting {WORKERS} workers and the monitor")
-        settings = load(folder / "pipeline.toml", {"observe.port": _free_ports(WORKERS + 1)})
-        flags = ["--config", str(folder / "pipeline.toml"), "--set", f"observe.port={settings.observe.port}"]
+        status.update("starting two workers, labels, monitor and retrainer")
+        config = folder / "pipeline.toml"
+        settings = load(config, {"observe.port": _port(load(config))})
+        flags = ["--config", str(config), "--set", f"observe.port={settings.observe.port}"]
         group = ProcessGroup(flags, settings.delivery.shutdown_deadline_s, log_dir=folder)
         stack.enter_context(group)
         run = Run(settings, plan, group, stop)
-        group.start(roles("all", WORKERS, settings))
+        group.start(run.roles)
         run.await_ready()
         status.stop()
         verdict = run.go(rate)
         stdout().print(verdict.summary())
         say(f"took {time.monotonic() - started:.0f} s in all")
-        problems = _problems(verdict)
+        problems = verdict.problems()
         for problem in problems:
             print_error(problem)
+        _next_steps(settings, folder, kept=keep)
         if keep:
-            _keep(run, kafka.bootstrap_servers, folder)
+            run.await_stop()
         if code := group.stop():
             problems.append(f"a role ended with exit code {code}")
             print_error(problems[-1])
@@ -106,40 +132,39 @@ def _prepare(folder: Path, bootstrap_servers: str, rows: int | None) -> Plan:
     training = data.slice(0, TRAINING_ROWS)
     columns = Columns(LABEL)
     report = make_project(folder, NAME, training, columns, infer(training, columns, NAME), bootstrap_servers)
+    with (folder / "pipeline.toml").open("a", encoding="utf-8") as file:
+        file.write(SETTINGS)
     stderr().print(measured(report))
     return Plan.of(data, TRAINING_ROWS, data.num_rows - TRAINING_ROWS if rows is None else rows)
 
 
-def _free_ports(count: int) -> int:
-    """The first of `count` neighbouring ports of this machine on which nothing listens now."""
+def _port(settings: Settings) -> int:
+    """A monitor's port of this machine such that nothing listens now where any of the roles would."""
+    wanted = roles("all", WORKERS, settings)
     while True:
-        first = free_port()
-        if all(port_fault(first + n) is None for n in range(1, count)):
-            return first
+        observe = ObserveSettings(port=min(free_port(), PORT_MAX))
+        if all(port_fault(observe.port_of(role.name, role.slot)) is None for role in wanted):
+            return observe.port
 
 
-@dataclass
 class Run:
     """One pass of the demo's data through its pipeline."""
 
-    settings: Settings
-    plan: Plan
-    group: ProcessGroup
-    stop: threading.Event
-    broken: Broken = field(default_factory=Broken)
-    sent: int = 0
-
-    def __post_init__(self) -> None:
-        self.options, self.admin = connect(self.settings)
-        ensure_topics(self.settings, self.admin)
-        self.registry = registry_of(self.settings)
-        baseline = bundles.read(self.settings.path(self.settings.model.bundle)).baseline
-        self._baseline = {s.name: (s.mean, s.variance**0.5) for s in baseline.signals}
+    def __init__(self, settings: Settings, plan: Plan, group: ProcessGroup, stop: threading.Event) -> None:
+        """stop: set when a person wants an end."""
+        self._settings, self._plan, self._group, self._stop = settings, plan, group, stop
+        self.roles = roles("all", WORKERS, settings)
+        self._options, self._admin = connect(settings)
+        ensure_topics(settings, self._admin)
+        self._registry = registry_of(settings)
+        first = bundles.read(settings.path(settings.model.bundle))
+        self._version = first.model_version
+        self._baseline = {s.name: (s.mean, s.variance**0.5) for s in first.baseline.signals}
 
     def await_ready(self) -> None:
         """Until every role answers /readyz. Raises PipelineError when one dies or takes too long."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        waiting = [self.settings.observe.port + n for n in range(WORKERS + 1)]
+        waiting = [self._port_of(role) for role in self.roles]
         while waiting:
             self._look()
             if time.monotonic() > deadline:
@@ -147,95 +172,111 @@ class Run:
             waiting = [port for port in waiting if _get(port, "readyz") is None]
             time.sleep(0.1)
 
-    def go(self, rate: float) -> demo_view.Verdict:
-        """Send, watch, wait until all is out and committed; the balance."""
-        tally = demo_view.Tally(self.plan)
-        rows = RowCodec(self.registry)
-        sender = threading.Thread(target=self._send, args=(rate,), name="demo-send", daemon=True)
-        with demo_view.Watch(self.settings, self.options, rows, tally) as watch, self._view(tally) as show:
+    def _port_of(self, role: RoleProcess) -> int:
+        return self._settings.observe.port_of(role.name, role.slot)
+
+    def go(self, rate: float) -> Verdict:
+        """Send, watch, wait until all is out, labelled and committed; the balance."""
+        tally = demo_view.Tally(self._plan, self._version)
+        with demo_view.Watch(self._settings, self._options, RowCodec(self._registry), tally) as watch:
             watch.await_connected(START_TIMEOUT_S)
-            sender.start()
-            deadline = None
-            while not self._all_out(tally) or self._lag():
-                self._look()
-                watch.check()
-                if not sender.is_alive() and deadline is None:
-                    deadline = time.monotonic() + FINISH_TIMEOUT_S
-                if deadline is not None and time.monotonic() > deadline:
-                    break
+            feed = Feed(self._settings, self._options, self._registry, self._plan, rate)
+            with feed, self._view(tally, feed) as show:
+                ends = _Deadlines()
+                while not (feed.done and self._all_out(tally, feed)):
+                    self._look()
+                    watch.check()
+                    feed.check()
+                    if feed.held and self._succeeded(tally):
+                        feed.go_on.set()
+                    if feed.held and ends.passed("held", SUCCESSOR_TIMEOUT_S):
+                        say(f"no successor within {SUCCESSOR_TIMEOUT_S:g} s; {self._log_tail()}")
+                        feed.go_on.set()
+                    if feed.done and ends.passed("done", FINISH_TIMEOUT_S):
+                        break
+                    show()
+                    time.sleep(REFRESH_S)
                 show()
-                time.sleep(REFRESH_S)
-            self._await_trigger(tally)
-            show()
-        return demo_view.Verdict(tally, self.broken, uncommitted=self._lag())
+            return Verdict(tally, feed, uncommitted=self._lag())
 
-    def _send(self, rate: float) -> None:
-        events, settings = self.settings.events, self.settings
-        schema = event_schema(settings)
-        schema_id = self.registry.register(f"{settings.topic('events')}-value", schema)
-        foreign_id = self.registry.register(f"{NAME}.foreign-value", FOREIGN_SCHEMA)
-        encoder = EventEncoder(schema, schema_id, events.id_field, events.key_field, events.time_field)
-        producer = BatchProducer(self.options.for_producer())
-        encoded = self.plan.encoded(encoder, foreign_id, self.broken, chunk_rows(rate))
+    def _all_out(self, tally: demo_view.Tally, feed: Feed) -> bool:
+        """Predictions, dead letters and outcomes of all events, the gate's report, and every offset committed."""
+        good = len(self._plan) - len(feed.broken.rows)
+        if tally.out < len(self._plan) or int(tally.outcomes.sum()) < good:
+            return False
+        return not self._lag() and (tally.successor is None or bool(tally.reports))
 
-        def note(sent: int) -> None:
-            self.sent = sent
+    def _succeeded(self, tally: demo_view.Tally) -> bool:
+        """Whether both workers have the successor in service, or there will be none."""
+        if any(not report["accepted"] for report in tally.reports):
+            return True
+        if (version := tally.successor) is None:
+            return False
+        workers = [role for role in self.roles if role.name == "worker"]
+        wanted = f'model_version="{version}"'
+        return all(wanted in (_get(self._port_of(worker), "metrics") or "") for worker in workers)
 
-        send(producer, settings.topic("events"), encoded, Rate(rate), self.stop.is_set, note)
-        producer.flush()
-
-    def _all_out(self, tally: demo_view.Tally) -> bool:
-        return self.sent == len(self.plan) and tally.out >= len(self.plan)
-
-    def _await_trigger(self, tally: demo_view.Tally) -> None:
-        """The monitor may be a commit interval behind the workers."""
-        deadline = time.monotonic() + 5.0
-        while not tally.triggers and time.monotonic() < deadline and not self.stop.is_set():
-            time.sleep(REFRESH_S)
+    def await_stop(self) -> None:
+        """Until a person wants an end, or a role ends by itself."""
+        while not self._stop.wait(0.5):
+            if self._group.ended() is not None:
+                return
 
     def _lag(self) -> int:
-        lag = topics.lag(self.admin, self.settings.group("worker"), self.settings.topic("events"))
-        return sum(lag.values())
+        settings = self._settings
+        return sum(topics.lag(self._admin, settings.group("worker"), settings.topic("events")).values())
 
     def _look(self) -> None:
         """Raise if a role died or a person wants to stop."""
-        if self.stop.is_set():
+        if self._stop.is_set():
             raise KeyboardInterrupt
-        if (ended := self.group.ended()) is not None:
+        if (ended := self._group.ended()) is not None:
             role, code = ended
             raise PipelineError(f"{role} ended with exit code {code}; {self._log_tail()}")
 
     def _log_tail(self) -> str:
         """The last line that each role logged."""
         lines = []
-        for role in roles("all", WORKERS, self.settings):
-            said = self.group.log_file(role).read_text("utf-8", errors="replace").splitlines()
+        for role in self.roles:
+            said = self._group.log_file(role).read_text("utf-8", errors="replace").splitlines()
             lines.append(f"{role}: {said[-1] if said else 'said nothing'}")
         return "; ".join(lines)
 
     @contextmanager
-    def _view(self, tally: demo_view.Tally) -> Iterator[Callable[[], None]]:
+    def _view(self, tally: demo_view.Tally, feed: Feed) -> Iterator[Callable[[], None]]:
         """A live table on a terminal, a line now and then elsewhere."""
         console = stderr()
         if not console.is_terminal:
-            last = 0.0
+            last, step = 0.0, ""
 
             def line() -> None:
-                nonlocal last
-                if time.monotonic() - last >= PLAIN_EVERY_S:
-                    last = time.monotonic()
-                    say(demo_view.plain(tally, self.sent))
+                nonlocal last, step
+                if time.monotonic() - last >= PLAIN_EVERY_S or step != demo_view.step(tally, feed):
+                    last, step = time.monotonic(), demo_view.step(tally, feed)
+                    say(demo_view.plain(tally, feed))
 
             yield line
             return
         with Live(console=console, refresh_per_second=4, transient=True) as screen:
 
             def draw() -> None:
-                text = _get(self.settings.observe.port, "metrics") or ""
+                text = _get(self._settings.observe.port, "metrics") or ""
                 signals = demo_view.moved(demo_view.signal_means(text), self._baseline)
-                screen.update(demo_view.live(tally, self.sent, self._lag(), signals))
+                screen.update(demo_view.live(tally, feed, self._lag(), signals))
 
             yield draw
+
+
+class _Deadlines:
+    """When waiting for something began, by its name."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+
+    def passed(self, what: str, timeout_s: float) -> bool:
+        """Whether `timeout_s` have passed since this was first asked of `what`."""
+        now = time.monotonic()
+        return now - self._since.setdefault(what, now) > timeout_s
 
 
 def _get(port: int, path: str) -> str | None:
@@ -248,32 +289,18 @@ def _get(port: int, path: str) -> str | None:
         return None
 
 
-def _problems(verdict: demo_view.Verdict) -> list[str]:
-    found = []
-    for what, count in (
-        ("events have no prediction", verdict.lost_events),
-        ("predictions too many", verdict.duplicates),
-        ("broken records have no dead letter with their bytes", verdict.lost_dead_letters),
-        ("dead letters for records that were not broken", verdict.extra_dead_letters),
-        ("dead letters do not say the right reason", verdict.wrong_reasons),
-        ("events are not committed", verdict.uncommitted),
-    ):
-        if count:
-            found.append(f"{count:,} {what}")
-    if not any(events >= 0 for events, _ in verdict.found):
-        found.append("the monitor did not find the shift")
-    found += [f"a false alarm, {-events:,} events before the shift" for events, _ in verdict.found if events < 0]
-    return found
-
-
-def _keep(run: Run, bootstrap_servers: str, folder: Path) -> None:
-    port = run.settings.observe.port
+def _next_steps(settings: Settings, folder: Path, *, kept: bool) -> None:
+    """What to look at, if it is still there."""
+    if not kept:
+        say("`pipeline demo --keep` leaves it all running, to look at it by hand: accuracy, models, rollback and more.")
+        return
+    port, to_it = settings.observe.port, f"  pipeline --config {folder}/pipeline.toml"
     say(
-        f"Still running, until Ctrl-C. Kafka: {bootstrap_servers}; project: {folder}\n"
-        f"  pipeline --config {folder}/pipeline.toml tail predictions --offset -5\n"
-        f"  pipeline --config {folder}/pipeline.toml status\n"
+        f"Still running, until Ctrl-C. Kafka: {settings.kafka.bootstrap_servers}; project: {folder}\n"
+        f"{to_it} quality              # accuracy, calibration and more of both models\n"
+        f"{to_it} model history        # which model served when, and why\n"
+        f"{to_it} model rollback       # back to the first model; the workers swap at once\n"
+        f"{to_it} tail outcomes --offset -5\n"
+        f"{to_it} status\n"
         f"  http://127.0.0.1:{port}/metrics (monitor), http://127.0.0.1:{port + 1}/metrics (worker 1)"
     )
-    while not run.stop.wait(0.5):
-        if run.group.ended() is not None:
-            return

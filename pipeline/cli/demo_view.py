@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,28 +17,39 @@ from rich.text import Text
 from pipeline.bus.clients import ClientOptions
 from pipeline.bus.reading import Span, read
 from pipeline.cli.context import table
-from pipeline.cli.demo_data import Broken, Plan, f1_of, row_number
+from pipeline.cli.demo_data import SHIFT, SHIFTED, Plan, row_number
+from pipeline.cli.demo_feed import Feed
 from pipeline.codec import RowCodec
+from pipeline.models.releases import HISTORY
 from pipeline.settings import Settings
 
-#: The throughput shown is that of the last so many seconds.
-WINDOW_S = 2.0
+#: The throughput shown is that of the last so many seconds, the accuracy that of the last so many outcomes.
+WINDOW_S, WINDOW_OUTCOMES = 2.0, 1_000
 
 
 class Tally:
     """Counts what comes out. Filled by reader threads, read by the view; each field has one writer."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, version: str) -> None:
+        """version: of the model that serves at first."""
+        self.plan, self.version = plan, version
         n = len(plan)
         self.predictions = np.zeros(n, dtype=np.int64)
-        self.labels: list[str | None] = [None] * n
         #: Seconds from the event's making to a consumer's having its prediction; NaN before.
         self.latencies_s = np.full(n, np.nan)
         self.foreign = 0
         self.dead_values: list[bytes | None] = []
         self.reasons: Counter[str] = Counter()
+        #: Outcomes of each row; whether the prediction was right, and by which version.
+        self.outcomes = np.zeros(n, dtype=np.int64)
+        self.right = np.zeros(n, dtype=np.bool_)
+        self.versions: list[str | None] = [None] * n
+        self.newest: deque[bool] = deque(maxlen=WINDOW_OUTCOMES)
         self.triggers: list[dict[str, Any]] = []
+        self.reports: list[dict[str, Any]] = []
+        self.releases: list[dict[str, Any]] = []
+        #: When a consumer had the first of its kind, by time.monotonic().
+        self.seen_at: dict[str, float] = {}
         self._recent: list[tuple[float, int]] = []
 
     def prediction(self, _message: Message, record: dict[str, Any]) -> None:
@@ -47,16 +58,46 @@ class Tally:
             self.foreign += 1
             return
         self.predictions[row] += 1
-        self.labels[row] = record["label"]
         self.latencies_s[row] = time.time() - record["event_time"].timestamp()
+        if record["model_version"] != self.version:
+            self._saw("prediction")
 
     def dead_letter(self, message: Message, _record: dict[str, Any]) -> None:
         reason = dict(message.headers() or []).get("pipeline.reason", b"?")
         self.dead_values.append(message.value())
         self.reasons[(reason or b"?").decode()] += 1
 
+    def outcome(self, _message: Message, record: dict[str, Any]) -> None:
+        row = row_number(record["event_id"], self.plan.first_row)
+        self.outcomes[row] += 1
+        self.right[row] = record["predicted"] == record["label"]
+        self.versions[row] = record["model_version"]
+        self.newest.append(bool(self.right[row]))
+
     def trigger(self, _message: Message, record: dict[str, Any]) -> None:
         self.triggers.append(record)
+        self._saw("trigger")
+
+    def report(self, _message: Message, record: dict[str, Any]) -> None:
+        self.reports.append(record)
+        self._saw("report")
+
+    def release(self, message: Message, record: dict[str, Any]) -> None:
+        """An entry of the history; the slots' own records say the same."""
+        if not (message.key() or b"").startswith(HISTORY.encode()):
+            return
+        self.releases.append(record)
+        if record["model_version"] != self.version:
+            self._saw("release")
+
+    def _saw(self, what: str) -> None:
+        self.seen_at.setdefault(what, time.monotonic())
+
+    @property
+    def successor(self) -> str | None:
+        """Version of the newest release, if it is another than the first model's."""
+        version = self.releases[-1]["model_version"] if self.releases else self.version
+        return None if version == self.version else version
 
     @property
     def out(self) -> int:
@@ -80,11 +121,10 @@ class Tally:
 
 
 class Watch:
-    """Reads the three output topics from their beginnings, each on a thread of its own."""
+    """Reads the output topics from their beginnings, each on a thread of its own."""
 
     def __init__(self, settings: Settings, options: ClientOptions, rows: RowCodec, tally: Tally) -> None:
         self._stopped = threading.Event()
-        self._pool = ThreadPoolExecutor(3, thread_name_prefix="demo-watch")
 
         def avro(message: Message) -> dict[str, Any]:
             record: dict[str, Any] = rows.decode(message.value())
@@ -100,14 +140,18 @@ class Watch:
                     return
 
         count = settings.topics.partitions
-        self._connecting = {(role, p) for role in ("predictions", "dead_letters") for p in range(count)}
-        self._connecting.add(("retraining_triggers", 0))
-        self._connected = threading.Event()
-        self._futures = [
-            self._pool.submit(follow, "predictions", count, avro, tally.prediction),
-            self._pool.submit(follow, "dead_letters", count, lambda _m: {}, tally.dead_letter),
-            self._pool.submit(follow, "retraining_triggers", 1, avro, tally.trigger),
+        takers: list[tuple[str, int, Callable[[Message], Any], Callable[..., None]]] = [
+            ("predictions", count, avro, tally.prediction),
+            ("dead_letters", count, lambda _m: {}, tally.dead_letter),
+            ("outcomes", count, avro, tally.outcome),
+            ("retraining_triggers", 1, avro, tally.trigger),
+            ("retraining_reports", 1, avro, tally.report),
+            ("model_releases", 1, avro, tally.release),
         ]
+        self._connecting = {(role, p) for role, partitions, _, _ in takers for p in range(partitions)}
+        self._connected = threading.Event()
+        self._pool = ThreadPoolExecutor(len(takers), thread_name_prefix="demo-watch")
+        self._futures = [self._pool.submit(follow, *taker) for taker in takers]
 
     def _at_end(self, role: str, partition: int) -> None:
         self._connecting.discard((role, partition))
@@ -153,103 +197,59 @@ def moved(means: Mapping[str, float], baseline: Mapping[str, tuple[float, float]
     return sorted(found, key=lambda f: -abs(f[1]))
 
 
-def live(tally: Tally, sent: int, lag: int | None, signals: list[tuple[str, float, float]]) -> RenderableType:
+def step(tally: Tally, feed: Feed) -> str:
+    """Where the loop is, in words."""
+    seen = tally.seen_at
+    if "prediction" in seen:
+        return f"successor {tally.successor} serves"
+    if "release" in seen:
+        return f"successor {tally.successor} released, the workers load it"
+    if "report" in seen:  # without a release
+        return "the gate refused the successor"
+    if "trigger" in seen:
+        return "drift trigger: a successor is trained on what came since the change"
+    return "watching" if feed.shifted_at is None else f"{SHIFTED} reads {SHIFT} too high; nobody has noticed yet"
+
+
+def live(tally: Tally, feed: Feed, lag: int | None, signals: list[tuple[str, float, float]]) -> RenderableType:
     """The view while it runs."""
-    plan = tally.plan
-    state = "normal" if sent <= plan.shift_at else f"sensor shifted since event {plan.shift_at:,}"
+    held = "; the rest waits for the successor" if feed.held else ""
     rows = [
-        ("input", f"{sent:,} of {len(plan):,} events sent; {state}"),
+        ("input", f"{feed.sent:,} of {len(tally.plan):,} events sent, {feed.labelled:,} labels{held}"),
         ("throughput", f"{tally.rate():,.0f} events/s"),
-        ("latency", f"p50 {tally.latency_ms(0.5, 5_000):.1f} ms   p99 {tally.latency_ms(0.99, 5_000):.1f} ms"),
+        ("latency", latency(tally, 5_000)),
         ("lag", "-" if lag is None else f"{lag:,} events not yet committed"),
         ("predictions", f"{int(tally.predictions.sum()):,}"),
         ("dead letters", f"{len(tally.dead_values):,}"),
+        ("accuracy", f"{accuracy_now(tally)} of the last {len(tally.newest):,} outcomes"),
         ("drift signals", "  ".join(f"{name} {z:+.2f} sd" for name, z, _ in signals[:3]) or "-"),
-        ("triggers", ", ".join(t["trigger_id"][:12] for t in tally.triggers) or "none"),
+        ("loop", step(tally, feed)),
     ]
-    return Group(Text("pipeline demo: NASA Shuttle telemetry, two workers, one monitor", style="bold"), _pairs(rows))
+    return Group(Text("pipeline demo: NASA Shuttle telemetry", style="bold"), pairs(rows))
 
 
-def plain(tally: Tally, sent: int) -> str:
+def plain(tally: Tally, feed: Feed) -> str:
     """One line of the view, where there is no terminal."""
     return (
-        f"sent {sent:,}/{len(tally.plan):,}  out {tally.out:,}  {tally.rate():,.0f}/s  "
-        f"p50 {tally.latency_ms(0.5, 5_000):.1f} ms  p99 {tally.latency_ms(0.99, 5_000):.1f} ms  "
-        f"dead letters {len(tally.dead_values)}  triggers {len(tally.triggers)}"
+        f"sent {feed.sent:,}/{len(tally.plan):,}  out {tally.out:,}  {tally.rate():,.0f}/s  "
+        f"{latency(tally, 5_000)}  accuracy {accuracy_now(tally)}  {step(tally, feed)}"
     )
 
 
-class Verdict:
-    """The demo's balance: every event accounted for, or not."""
-
-    def __init__(self, tally: Tally, broken: Broken, *, uncommitted: int) -> None:
-        good = np.ones(len(tally.plan), dtype=np.bool_)
-        good[broken.rows] = False
-        self._tally, self._good = tally, good
-        self.sent = len(tally.plan)
-        self.lost_events = int((tally.predictions[good] == 0).sum())
-        self.duplicates = int(np.maximum(tally.predictions[good] - 1, 0).sum()) + int(tally.predictions[~good].sum())
-        missing = Counter(broken.values) - Counter(tally.dead_values)
-        extra = Counter(tally.dead_values) - Counter(broken.values)
-        self.lost_dead_letters = sum(missing.values())
-        self.extra_dead_letters = sum(extra.values())
-        self.wrong_reasons = sum((Counter(r.value for r in broken.reasons) - tally.reasons).values())
-        self.uncommitted = uncommitted
-
-    @property
-    def lost(self) -> int:
-        return self.lost_events + self.lost_dead_letters
-
-    @property
-    def found(self) -> list[tuple[int, dict[str, Any]]]:
-        """(events between the shift and the trigger, trigger) of each trigger."""
-        # One event in BROKEN_EVERY is never decoded and still counts: the monitor counts records, not rows.
-        return [(int(t["events_seen"]) - self._tally.plan.shift_at, t) for t in self._tally.triggers]
-
-    def quality(self, first: int, last: int) -> tuple[float, float]:
-        """Accuracy and F1 of the anomaly class over the scored rows of [first, last)."""
-        rows = [r for r in range(first, last) if self._good[r] and self._tally.labels[r] is not None]
-        labels = self._tally.plan.labels()
-        truth = np.array([labels[r] == "1" for r in rows], dtype=np.bool_)
-        said = np.array([self._tally.labels[r] == "1" for r in rows], dtype=np.bool_)
-        return float((truth == said).mean()) if rows else float("nan"), f1_of(truth, said)
-
-    def summary(self) -> RenderableType:
-        """The table a person reads at the end."""
-        tally, plan = self._tally, self._tally.plan
-        before, after = self.quality(0, plan.shift_at), self.quality(plan.shift_at, len(plan))
-        rows = [
-            ("events in", f"{self.sent:,}"),
-            ("predictions out", f"{int(tally.predictions.sum()):,}"),
-            ("dead letters", f"{len(tally.dead_values):,}: " + _reasons(tally.reasons)),
-            ("lost", f"{self.lost:,}"),
-            ("duplicated", f"{self.duplicates + self.extra_dead_letters:,}"),
-            ("uncommitted", f"{self.uncommitted:,}"),
-            ("latency", f"p50 {tally.latency_ms(0.5):.1f} ms, p99 {tally.latency_ms(0.99):.1f} ms, event to consumer"),
-            ("before the shift", f"accuracy {before[0]:.4f}, F1 {before[1]:.4f}"),
-            ("after the shift", f"accuracy {after[0]:.4f}, F1 {after[1]:.4f}"),
-        ]
-        for events, trigger in self.found:
-            place = f"{events:,} events after the shift" if events >= 0 else f"{-events:,} events BEFORE the shift"
-            rows.append(("trigger", f"{trigger['severity']}, {place}; id {trigger['trigger_id'][:16]}"))
-            rows += [("", _evidence(signal)) for signal in trigger["signals"]]
-        if not tally.triggers:
-            rows.append(("trigger", "NONE: the shift was not found"))
-        return _pairs(rows)
+def latency(tally: Tally, last: int | None = None) -> str:
+    """From the event to a consumer, of all events or of the last so many."""
+    p50, p99 = (tally.latency_ms(q, last) for q in (0.5, 0.99))
+    return "-" if np.isnan(p50) else f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
 
 
-def _reasons(reasons: Counter[str]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items())) or "none"
+def accuracy_now(tally: Tally) -> str:
+    """Of the newest outcomes."""
+    newest = tuple(tally.newest)
+    return f"{sum(newest) / len(newest):.3f}" if newest else "-"
 
 
-def _evidence(signal: Mapping[str, Any]) -> str:
-    return (
-        f"{signal['signal']}: mean {signal['before_mean']:.3f} -> {signal['after_mean']:.3f}, "
-        f"PSI {signal['psi']:.2f}, KL {signal['kl']:.2f} ({signal['detector']})"
-    )
-
-
-def _pairs(rows: list[tuple[str, str]]) -> RenderableType:
+def pairs(rows: list[tuple[str, str]]) -> RenderableType:
+    """A table of two columns without a head."""
     shown = table(None, ("what", "how much"), rows)
     shown.show_header = False
     return shown

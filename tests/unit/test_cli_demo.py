@@ -1,18 +1,24 @@
 """The demo's parts: what it sends, what it counts, what its verdict says. The whole demo runs in integration."""
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from pipeline.cli import demo, demo_data, demo_view
+from pipeline.cli import demo_data, demo_view
 from pipeline.cli.demo_data import Broken, Plan
+from pipeline.cli.demo_summary import Verdict
+from pipeline.cli.events import EventEncoder
+from pipeline.codec import ColumnarDecoder, load_schema
 from pipeline.records import Reason
 
 ROWS = 400
+FIRST, SECOND = "one", "two"
 
 
 @pytest.fixture(scope="module")
@@ -20,21 +26,76 @@ def plan() -> Plan:
     return Plan.of(demo_data.shuttle(), 1_000, ROWS)
 
 
-def message(value: bytes | None = b"x", reason: bytes = b"empty_value") -> Any:
-    return SimpleNamespace(value=lambda: value, headers=lambda: [("pipeline.reason", reason)])
+def message(value: bytes | None = b"x", reason: bytes = b"empty_value", key: bytes = b"") -> Any:
+    headers = [("pipeline.reason", reason)]
+    return SimpleNamespace(value=lambda: value, headers=lambda: headers, key=lambda: key)
 
 
-def prediction(plan: Plan, row: int, label: str | None = None) -> dict[str, Any]:
-    label = plan.labels()[row] if label is None else label
-    return {"event_id": f"row-{plan.first_row + row}", "label": label, "event_time": datetime.now(UTC)}
+def prediction(plan: Plan, row: int, version: str = FIRST) -> dict[str, Any]:
+    return {"event_id": f"row-{plan.first_row + row}", "model_version": version, "event_time": datetime.now(UTC)}
+
+
+def outcome(plan: Plan, row: int, version: str, *, right: bool = True) -> dict[str, Any]:
+    label = plan.labels()[row]
+    predicted = label if right else "neither"
+    return {
+        "event_id": f"row-{plan.first_row + row}",
+        "model_version": version,
+        "label": label,
+        "predicted": predicted,
+    }
+
+
+def release(version: str, slot: str = "champion") -> dict[str, Any]:
+    return {"model_version": version, "slot": slot, "reason": "because"}
+
+
+def report(*, accepted: bool = True) -> dict[str, Any]:
+    checks = [
+        {"name": "rows", "passed": True, "says": "enough"},
+        {"name": "better", "passed": accepted, "says": "is it"},
+    ]
+    return {"accepted": accepted, "challenger_version": SECOND, "rows": 500, "checks": checks}
+
+
+def trigger(plan: Plan, events: int, version: str = FIRST) -> dict[str, Any]:
+    return {
+        "events_seen": plan.shift_at + events,
+        "model_version": version,
+        "severity": "critical",
+        "trigger_id": "t",
+        "signals": [],
+    }
 
 
 def perfect(plan: Plan) -> demo_view.Tally:
-    """Every row predicted once, and rightly."""
-    tally = demo_view.Tally(plan)
+    """Every row predicted once; right before the shift, wrong after it, right again once the successor serves."""
+    tally = demo_view.Tally(plan, FIRST)
     for row in range(len(plan)):
-        tally.prediction(message(), prediction(plan, row))
+        version = FIRST if row < plan.hold_at else SECOND
+        tally.prediction(message(), prediction(plan, row, version))
+        right = row < plan.shift_at or row >= plan.hold_at
+        tally.outcome(message(), outcome(plan, row, version, right=right))
+    tally.trigger(message(), trigger(plan, 100))
+    tally.release(message(key=b"release/0"), release(FIRST))
+    tally.release(message(key=b"release/1"), release(SECOND))
+    tally.report(message(), report())
     return tally
+
+
+def verdict(tally: demo_view.Tally, broken: Broken | None = None, uncommitted: int = 0) -> Verdict:
+    feed: Any = SimpleNamespace(broken=broken or Broken(), shifted_at=0.0)
+    return Verdict(tally, feed, uncommitted=uncommitted)
+
+
+def text_of(verdict: Verdict) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(verdict.summary())
+    return capture.get()
+
+
+# --------------------------------------------------------------------------- what is sent
 
 
 def test_shuttle_data_comes_out_of_rivers_wheel() -> None:
@@ -44,8 +105,9 @@ def test_shuttle_data_comes_out_of_rivers_wheel() -> None:
     assert table.column_names == [*(f"f{i}" for i in range(1, 10)), demo_data.LABEL]
 
 
-def test_half_of_the_rows_are_shifted_in_one_sensor(plan: Plan) -> None:
-    """Only the shifted sensor changes, only from half-way on, by the shift."""
+def test_the_later_rows_are_shifted_in_one_sensor(plan: Plan) -> None:
+    """Only the shifted sensor changes, only from the shift on, by the shift; the hold is later."""
+    assert (plan.shift_at, plan.hold_at) == (150, 300)
     whole = demo_data.shuttle().slice(1_000, ROWS)
     for name in whole.column_names:
         difference = plan.table.column(name).to_numpy() - whole.column(name).to_numpy()
@@ -55,6 +117,47 @@ def test_half_of_the_rows_are_shifted_in_one_sensor(plan: Plan) -> None:
         np.testing.assert_array_equal(difference, expected)
 
 
+def test_events_in_two_parts_are_the_events_in_one(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the rows are cut, each comes once, and the same rows are broken in the same ways."""
+    monkeypatch.setattr(demo_data, "BROKEN_EVERY", 50)
+    fields = [{"name": "id", "type": "string"}, *({"name": f"f{i}", "type": "long"} for i in range(1, 10))]
+    encoder = EventEncoder(f'{{"type": "record", "name": "e", "fields": {fields}}}'.replace("'", '"'), 1)
+
+    def sent(*parts: range) -> tuple[list[bytes | None], list[bytes | None], Broken]:
+        keys: list[bytes | None] = []
+        values: list[bytes | None] = []
+        broken = Broken()
+        for part in parts:
+            for some_keys, some_values in plan.encoded(encoder, 2, broken, part):
+                keys += some_keys
+                values += some_values
+        return keys, values, broken
+
+    whole = sent(range(0, ROWS, ROWS))
+    assert whole[0] == [f"row-{1_000 + row}".encode() for row in range(ROWS)]
+    assert whole[2].rows == [50, 100, 150, 200, 250, 300, 350]
+    assert sent(range(0, 171, 12), range(171, ROWS, 12)) == whole
+
+
+def test_labels_are_the_truth_under_the_keys_of_the_events(plan: Plan) -> None:
+    """One a row, in the schema of labels; the time is that of writing."""
+    schema = load_schema("label")
+    keys, values = plan.encoded_labels(schema, 7)
+    assert keys == [f"row-{1_000 + row}".encode() for row in range(ROWS)]
+
+    class Registry:
+        def schema(self, schema_id: int) -> str:
+            assert schema_id == 7
+            return schema
+
+    decoded: Any = ColumnarDecoder(Registry(), schema).decode(values)  # type: ignore[arg-type]
+    columns = decoded.columns.to_pydict()
+    assert columns["event_id"] == [key.decode() for key in keys if key is not None]
+    assert columns["label"] == plan.labels()
+    assert set(plan.labels()) == {"0", "1"}
+    assert columns["value"] == columns["time"] == [None] * ROWS
+
+
 def test_row_numbers() -> None:
     """Ids of the plan's rows are found; anything else is no row."""
     assert demo_data.row_number("row-1007", 1_000) == 7
@@ -62,42 +165,113 @@ def test_row_numbers() -> None:
     assert demo_data.row_number("shop-7", 0) == -1
 
 
-def test_a_perfect_run_has_no_problems_but_the_missing_trigger(plan: Plan) -> None:
-    """Everything once: nothing lost, nothing doubled, accuracy 1; the shift still has to be found."""
-    verdict = demo_view.Verdict(perfect(plan), Broken(), uncommitted=0)
-    assert (verdict.lost, verdict.duplicates) == (0, 0)
-    assert verdict.quality(0, ROWS)[0] == 1.0
-    assert demo._problems(verdict) == ["the monitor did not find the shift"]
+# --------------------------------------------------------------------------- what is made of it
 
 
-def test_a_trigger_after_the_shift_is_success_and_one_before_a_false_alarm(plan: Plan) -> None:
-    """Triggers are placed by the events the monitor had seen."""
-    tally = perfect(plan)
-    tally.trigger(message(), {"events_seen": plan.shift_at + 100})
-    verdict = demo_view.Verdict(tally, Broken(), uncommitted=0)
-    assert [events for events, _ in verdict.found] == [100]
-    assert demo._problems(verdict) == []
-    tally.trigger(message(), {"events_seen": plan.shift_at - 50})
-    assert demo._problems(demo_view.Verdict(tally, Broken(), uncommitted=0)) == [
-        "a false alarm, 50 events before the shift"
+def test_a_loop_that_closed_has_no_problems(plan: Plan) -> None:
+    """Everything once, the shift found, the successor better: nothing to complain of, and all of it is told."""
+    found = verdict(perfect(plan))
+    assert (found.lost, found.duplicates, found.lost_outcomes, found.extra_outcomes) == (0, 0, 0, 0)
+    assert (found.before, found.during, found.after) == ((1.0, 150), (0.0, 150), (1.0, 100))
+    assert [events for events, _ in found.found] == [100]
+    assert found.problems() == []
+    told = text_of(found)
+    for part in (
+        "accuracy 1.0000 of 150 outcomes, model one",
+        "accuracy 0.0000 of 150 outcomes, the same model",
+        "accuracy 1.0000 of 100 outcomes, model two",
+        "accepted two, judged by 500 labelled events",
+        "passed  better: is it",
+        "two champion: because",
+    ):
+        assert part in told
+
+
+def test_the_first_model_is_no_successor(plan: Plan) -> None:
+    """It is released too, so that there is something to succeed; slots' own records and canaries count for nothing."""
+    tally = demo_view.Tally(plan, FIRST)
+    assert tally.successor is None
+    tally.release(message(key=b"release/0"), release(FIRST))
+    tally.release(message(key=b"champion"), release(SECOND))
+    assert tally.successor is None
+    tally.release(message(key=b"release/1"), release(SECOND))
+    assert tally.successor == SECOND
+    assert [entry["model_version"] for entry in tally.releases] == [FIRST, SECOND]
+
+
+def steps(tally: demo_view.Tally, feed: Any, happen: Sequence[Any]) -> list[str]:
+    told = [demo_view.step(tally, feed)]
+    for one in happen:
+        one()
+        told.append(demo_view.step(tally, feed))
+    return told
+
+
+def test_each_step_of_the_loop_is_told(plan: Plan) -> None:
+    """As they come: nothing yet, the shift, trigger, release, predictions; or the gate's no."""
+    tally, feed = demo_view.Tally(plan, FIRST), SimpleNamespace(shifted_at=None)
+    happen = [
+        lambda: setattr(feed, "shifted_at", 1.0),
+        lambda: tally.trigger(message(), trigger(plan, 10)),
+        lambda: tally.release(message(key=b"release/0"), release(FIRST)),
+        lambda: tally.release(message(key=b"release/1"), release(SECOND)),
+        lambda: tally.prediction(message(), prediction(plan, 1, FIRST)),
+        lambda: tally.prediction(message(), prediction(plan, 2, SECOND)),
     ]
+    told = steps(tally, feed, happen)
+    beginnings = ["watching", "f1 reads 19", "drift trigger", "drift trigger", *["successor two released"] * 2]
+    assert [text[: len(start)] for text, start in zip(told, beginnings, strict=False)] == beginnings
+    assert told[-1] == "successor two serves"
+    refused = demo_view.Tally(plan, FIRST)
+    refused.report(message(), report(accepted=False))
+    assert demo_view.step(refused, feed) == "the gate refused the successor"
+
+
+def test_a_trigger_before_the_shift_is_a_false_alarm(plan: Plan) -> None:
+    """Triggers are placed by the events the monitor had seen; those on the successor are counted from elsewhere."""
+    tally = perfect(plan)
+    tally.trigger(message(), trigger(plan, -50))
+    tally.trigger(message(), trigger(plan, -70, SECOND))
+    assert verdict(tally).problems() == ["a false alarm, 50 events before the shift"]
+
+
+def test_a_loop_that_did_not_close_is_a_problem(plan: Plan) -> None:
+    """No trigger, no successor, or the gate's no with its reasons."""
+    tally = demo_view.Tally(plan, FIRST)
+    for row in range(len(plan)):
+        tally.prediction(message(), prediction(plan, row))
+        tally.outcome(message(), outcome(plan, row, FIRST, right=row < plan.shift_at))
+    missing = "no successor came into service"
+    assert verdict(tally).problems() == ["the monitor did not find the shift", missing]
+    tally.trigger(message(), trigger(plan, 0))
+    tally.report(message(), report(accepted=False))
+    assert verdict(tally).problems() == ["the gate refused the successor: better: is it", missing]
+
+
+def test_a_successor_that_is_no_better_is_a_problem(plan: Plan) -> None:
+    """As good as before is not enough."""
+    tally = perfect(plan)
+    tally.right[plan.shift_at :] = True
+    worse = "the successor is no better than the first model was on the shifted events"
+    assert verdict(tally).problems() == [worse]
 
 
 def test_losses_and_doubles_are_told_apart(plan: Plan) -> None:
     """Each kind of fault has a line of its own."""
-    tally = demo_view.Tally(plan)
-    for row in range(1, len(plan)):
-        tally.prediction(message(), prediction(plan, row))
+    tally = perfect(plan)
+    tally.predictions[0] = tally.outcomes[0] = tally.outcomes[7] = 0
     tally.prediction(message(), prediction(plan, 5))
+    for row in (6, 6):
+        tally.outcome(message(), outcome(plan, row, FIRST))
     tally.dead_letter(message(b"not broken by us"), {})
     broken = Broken([b"spoiled"], [0], [Reason.UNDECODABLE])
-    tally.trigger(message(), {"events_seen": plan.shift_at})
-    problems = demo._problems(demo_view.Verdict(tally, broken, uncommitted=3))
-    assert problems == [
+    assert verdict(tally, broken, uncommitted=3).problems() == [
         "1 predictions too many",
         "1 broken records have no dead letter with their bytes",
         "1 dead letters for records that were not broken",
         "1 dead letters do not say the right reason",
+        "1 labelled predictions have no outcome",
+        "2 outcomes too many",
         "3 events are not committed",
     ]
 
@@ -106,12 +280,13 @@ def test_dead_letters_are_compared_byte_by_byte(plan: Plan) -> None:
     """A dead letter counts only with the bytes and the reason of the record that was broken."""
     tally = perfect(plan)
     broken = Broken([None, b"b"], [0, 1], [Reason.TOMBSTONE, Reason.EMPTY_VALUE])
-    tally.predictions[:2] = 0
+    tally.predictions[:2] = tally.outcomes[:2] = 0
     tally.dead_letter(message(None, b"tombstone"), {})
     tally.dead_letter(message(b"b", b"empty_value"), {})
-    verdict = demo_view.Verdict(tally, broken, uncommitted=0)
-    assert (verdict.lost, verdict.extra_dead_letters, verdict.wrong_reasons) == (0, 0, 0)
+    found = verdict(tally, broken)
+    assert (found.lost, found.extra_dead_letters, found.wrong_reasons) == (0, 0, 0)
     assert tally.reasons == Counter(tombstone=1, empty_value=1)
+    assert found.problems() == []
 
 
 def test_signals_are_ranked_by_their_distance_from_the_baseline() -> None:
