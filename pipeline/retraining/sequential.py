@@ -3,9 +3,9 @@
 Whoever looks often enough at a usual 95 % interval sees it miss for certain. These bounds are a confidence sequence:
 with probability 1 - alpha the mean is within them at every look there ever is, however often and whenever one looks
 (Robbins 1970; Howard, Ramdas, McAuliffe & Sekhon 2021, "Time-uniform, nonparametric, nonasymptotic confidence
-sequences"). They rest on the central limit theorem, as Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2024 ("Time-uniform
-central limit theory and asymptotic confidence sequences") justify, for means that change with time, too; so a few
-hundred values come before the first look.
+sequences"). They rest on the central limit theorem, as Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2024
+("Time-uniform central limit theory and asymptotic confidence sequences") justify, for means that change with time, too;
+so a few hundred values come before the first look.
 
 Values that come one after the other resemble each other. So the variance is that of means of blocks, as for the gate
 (comparing.block_means), which lengthen as values come (Glynn & Whitt 1992 show when that is consistent).

@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from pipeline.measures.scored import Metrics, Numbers, Scored
+from pipeline.measures.metrics import is_probability
+from pipeline.measures.scored import Metrics, Numbers, Scored, by_class
 from pipeline.measures.sums import Sums
 from pipeline.records import Longs, OutputContract
 from pipeline.retraining.comparing import LOSSES, losses
@@ -25,14 +26,21 @@ from pipeline.settings import GateSettings, TrialSettings
 #: Outcomes of the rarer model in one pair of blocks: enough for both to be there, and few, so that 60 pairs are there
 #: when the first look is taken (trial.outcomes_min = 500).
 PAIR_OUTCOMES = 8
+#: Outcomes at the first look over those that bounds are tuned for: from there on they are within 5 % of the tightest to
+#: ten times as many outcomes (see anytime_z).
+TIGHT_FROM = 4
 #: Half a point of an error rate is no difference, however small the rate: else a champion that never errs could not be
 #: succeeded by one that never errs.
 ERROR_WORSE_MIN = 0.005
 #: A canary is silent where so many outcomes of its own should have come since its last one and none has: by chance in
-#: e^-500 of cases where keys take turns, in e^-5 where a key comes a hundred times in a row.
-SILENT_OUTCOMES = 500
-#: Bounds the memory that takes (8 MB) where the share is below 0.05 %.
-SILENT_MAX = 1_000_000
+#: e^-500 of cases where keys take turns, in e^-5 where a key comes a hundred times in a row. Where the share is below
+#: 0.05 % fewer are waited for, so that what is remembered stays within 8 MB.
+SILENT_OUTCOMES, SILENT_MAX = 500, 1_000_000
+#: Only what is predicted so long after the last one counts: a worker fetches and warms up a model in seconds, and asks
+#: again every five where the store does not answer.
+SILENT_MS = 300_000
+#: Outcomes of one model that wait for one of the other.
+WAITING_MAX = 100_000
 #: Newest outcomes of the champion before that a fresh one is held against: a rate of 0.2 is known to 0.011.
 REFERENCE_OUTCOMES = 5_000
 HOUR_MS = 3_600_000
@@ -64,14 +72,14 @@ class Trial:
         names = _compared(gate.loss, champion.kind)
         weigher = _Weigher()
         self._champion, self._canary = _Arm(champion, names, weigher), _Arm(canary, names, weigher)
-        #: Of each loss: the canary's less what the champion's may be at most, so below 0 where it is good enough.
-        #: Bounds are tuned to be tightest from the first look on.
-        n0 = bounds.outcomes_min / PAIR_OUTCOMES / 4
+        n0 = bounds.outcomes_min / PAIR_OUTCOMES / TIGHT_FROM
         allowed = (bounds.worse_max, gate.log_loss_worse_max)
+        #: Of each loss: the canary's less what the champion's may be at most, so below 0 where it is good enough.
         self._beyond = [_Beyond(column, name, allowed[column], n0) for column, name in enumerate(names)]
         self._waiting = [np.empty((0, len(names))) for _ in range(2)]
         self._silent_after = min(math.ceil(SILENT_OUTCOMES * (1 - share) / share), SILENT_MAX)
-        self._newest: Longs = np.empty(0, np.int64)
+        #: When the champion answered, of its outcomes since the canary's last one.
+        self._since_last: Longs = np.empty(0, np.int64)
 
     def add(self, champion: Scored, canary: Scored) -> None:
         """The next outcomes of each, in the order in which they came; `times_ms` is when they were predicted."""
@@ -80,8 +88,7 @@ class Trial:
         of_champion, of_canary, self._waiting = _in_step(*self._waiting)
         for beyond in self._beyond:
             beyond.add(of_champion, of_canary)
-        newest = np.concatenate([self._newest, champion.times_ms])
-        self._newest = np.sort(newest)[-self._silent_after :]
+        self._count_silence(champion.times_ms)
 
     def verdict(self, now_ms: int) -> Verdict:
         """Of all that was added; `wait` until the bounds say something."""
@@ -107,7 +114,7 @@ class Trial:
 
     def _judged(self) -> list["_Beyond"]:
         """The log loss is one of probabilities: where an output is none, there is only the other."""
-        both = all("log_loss" in arm.metrics for arm in (self._champion, self._canary))
+        both = self._champion.of_probabilities and self._canary.of_probabilities
         return self._beyond if both else self._beyond[:1]
 
     def _hindered(self, judged: Sequence["_Beyond"]) -> str | None:
@@ -125,13 +132,23 @@ class Trial:
             )
         return None
 
+    @property
+    def _last_ms(self) -> int:
+        return max(self._canary.last_ms, self._since_ms)
+
+    def _count_silence(self, times_ms: Longs) -> None:
+        times = np.concatenate([self._since_last, times_ms])
+        times = times[times > self._last_ms + SILENT_MS]
+        if len(times) > self._silent_after:
+            times = np.partition(times, len(times) - self._silent_after)[-self._silent_after :]
+        self._since_last = times
+
     def _silence(self) -> str | None:
-        """Whether the canary has stopped answering, or never has; told by what the champion has answered since."""
-        last = max(self._canary.last_ms, self._since_ms)
-        if len(self._newest) < self._silent_after or self._newest[0] <= last:
+        """Whether the canary has stopped answering, or never has."""
+        if len(self._since_last) < self._silent_after:
             return None
         since = "its last one" if self._canary.rows else "its release"
-        told = f"{len(self._newest):,} outcomes of the champion's predictions since {since}"
+        told = f"{self._silent_after:,} outcomes of the champion from {SILENT_MS // 60_000} minutes after {since} on"
         return f"silent: none of {told} is the canary's; either it fails, or none of the keys is its"
 
 
@@ -168,16 +185,17 @@ class Watch:
         enough = self._current.rows >= self._bounds.outcomes_min <= len(self._reference)
         if enough and self._reference_high is None:
             self._reference_high = self._reference_bound(alpha)
-        told = _told(self._current, self._previous)
+        before = f"{self._reference.mean():.4g}" if len(self._reference) else "-"
+        told = f"{_of(self._current)}, of the champion before it {before} of its last {len(self._reference):,}"
         if self._reference_high is not None:
             allowed = (1 + self._allowed) * self._reference_high + self._floor
-            z = anytime_z(len(self._blocks) / (self._bounds.outcomes_min / 4), alpha)
+            z = anytime_z(len(self._blocks) / (self._bounds.outcomes_min / TIGHT_FROM), alpha)
             if self._blocks.mean - self._blocks.half_width(z) > allowed:
                 sure = f"at {1 - self._bounds.alpha:.3g} confidence"
-                return Verdict("rollback", f"{told} before it: worse beyond {_percent(self._allowed)}, {sure}")
+                return Verdict("rollback", f"{told}: worse beyond {_percent(self._allowed)}, {sure}")
         if self._current.rows >= self._bounds.watch_outcomes:
-            return Verdict("keep", f"{told} before it")
-        return Verdict("wait", f"{told} before it")
+            return Verdict("keep", told)
+        return Verdict("wait", told)
 
     def _reference_bound(self, alpha: float) -> float:
         """Upper bound, at one look, of the mean loss of the champion before."""
@@ -228,6 +246,7 @@ class _Arm:
         self._total = np.zeros(self._sums.size)
         self.rows, self.last_ms = 0, 0
         self._loss = 0.0
+        self.of_probabilities = output.kind == "classification"
         #: (losses,) the largest there was. That of an error is 1, whether there was one or not.
         self.largest = np.array([1.0 if name == "error" else 0.0 for name in names])
 
@@ -242,26 +261,30 @@ class _Arm:
         self._total += self._sums.of(scored.outputs, scored.truth, unknown)
         self.rows += len(scored)
         self.last_ms = max(self.last_ms, int(scored.times_ms.max()))
+        self.of_probabilities = self.of_probabilities and is_probability(by_class(scored.outputs))
         self._loss += float(columns[:, 0].sum())
         self.largest = np.maximum(self.largest, columns.max(axis=0))
         return columns
 
     @property
     def mean(self) -> float:
-        return self._loss / self.rows if self.rows else math.nan
+        return self._loss / self.rows
 
     @property
     def name(self) -> str:
-        return self._names[0]
+        return self._names[0].replace("_", " ")
 
     @property
     def metrics(self) -> Metrics:
         return self._sums.metrics(self._total)
 
 
-def _told(one: _Arm, other: _Arm) -> str:
-    name = one.name.replace("_", " ")
-    return f"{name} {one.mean:.4g} of {one.rows:,} outcomes, of the champion {other.mean:.4g} of {other.rows:,}"
+def _of(arm: _Arm) -> str:
+    return f"{arm.name} {arm.mean:.4g} of {arm.rows:,} outcomes" if arm.rows else "no outcomes"
+
+
+def _told(canary: _Arm, champion: _Arm) -> str:
+    return f"{_of(canary)}, of the champion {champion.mean:.4g} of {champion.rows:,}" if champion.rows else _of(canary)
 
 
 def _in_step(champion: Numbers, canary: Numbers) -> tuple[Numbers, Numbers, list[Numbers]]:
@@ -271,7 +294,7 @@ def _in_step(champion: Numbers, canary: Numbers) -> tuple[Numbers, Numbers, list
     """
     m = min(len(champion), len(canary)) // PAIR_OUTCOMES
     if not m:
-        return champion[:0], canary[:0], [champion, canary]
+        return champion[:0], canary[:0], [champion[-WAITING_MAX:], canary[-WAITING_MAX:]]
     means, left = [], []
     for rows, other in ((champion, canary), (canary, champion)):
         taken = m * PAIR_OUTCOMES if len(rows) <= len(other) else len(rows)

@@ -40,8 +40,9 @@ from pipeline.models.releases import Change, Decision, ModelRelease, Releases
 from pipeline.records import RetrainingTrigger
 from pipeline.retraining import executor
 from pipeline.settings import Settings
-from pipeline.topology.releases import release_log, released_bundle
+from pipeline.topology.releases import Follower, release_log, released_bundle
 from pipeline.topology.role import Role, is_current, make_app, once_reachable, prepare_topics, until_fault
+from pipeline.topology.trials import Trials
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +64,9 @@ async def build_retrainer(role: Role) -> None:
     rows, schema = codec.RowCodec(registry), codec.load_schema("retraining-report")
     topic = settings.topic("retraining_reports")
     report_id = await once_reachable("waiting for the registry", lambda: registry.register(f"{topic}-value", schema))
-    succession = Succession(settings, release_log(settings, ClientOptions.from_settings(settings)), role.flags)
+    options = ClientOptions.from_settings(settings)
+    released = release_log(settings, options)
+    succession = Succession(settings, released, role.flags)
     role.closers.append(succession.stop.set)
     app = make_app(role)
 
@@ -82,6 +85,14 @@ async def build_retrainer(role: Role) -> None:
             await asyncio.sleep(STOP_POLL_S)
         succession.stop.set()
         app.consumer.abandon()
+
+    if settings.trial.enabled:
+        trials = Trials(settings, released, options, succession.stop)
+
+        @app.task
+        async def try_out() -> None:
+            role.closers.append(Follower(released, trials.told).close)
+            await until_fault(role, asyncio.to_thread(trials.run))
 
 
 async def _work(
