@@ -46,6 +46,8 @@ class Journal:
         self.topic = topic
         self._options, self._group = options, group
         self._transactional_id, self._timeout_ms = transactional_id, transaction_timeout_ms
+        #: Two threads of one process take turns: they would fence each other.
+        self._changing = threading.Lock()
 
     def read(self) -> Table:
         """What is committed. Behind a transaction that stays open, as a killed process leaves it, nothing is seen.
@@ -76,6 +78,10 @@ class Journal:
         Raises FencedError when another change began before this one was committed, DeliveryError, UnreachableError when
         a stranger's transaction stays open on the topic, as `read` besides.
         """
+        with self._changing:
+            return self._change(decide)
+
+    def _change(self, decide: Callable[[Table], Change]) -> Table:
         producer = TransactionalProducer(
             self._options.for_producer(), self._transactional_id, timeout_ms=self._timeout_ms
         )
