@@ -53,11 +53,16 @@ class Retrained:
     result: dict[str, Any]
 
 
-def retrain(settings: Settings, parent: Bundle, request: Request, show: Show, now_ms: int) -> Retrained:
-    """Make a successor of `parent`. Raises DataError where there is nothing to learn from, and says why."""
+def retrain(
+    settings: Settings, parent: Bundle, request: Request, show: Show, now_ms: int, log: Log | None = None
+) -> Retrained:
+    """Make a successor of `parent`. Raises DataError where there is nothing to learn from, and says why.
+
+    log: where events and outcomes are read; else the topics of the settings.
+    """
     set_threads(settings.retraining.threads)
     pa.set_cpu_count(settings.retraining.threads)
-    log = Log(settings)
+    log = log or Log(settings)
     if misfits := bundles.check_fits(parent, log.schema):
         raise BundleError(f"{parent.model_id} {parent.model_version}: does not fit the events: {'; '.join(misfits)}")
     data = read(settings, log, request, parent.contract.output, show)
