@@ -40,6 +40,9 @@ COMMANDS = {
     "model": Command("model", "app", "Train, pack, verify, show and release model bundles."),
     "evaluate": Command("evaluate", "evaluate", "Measure a model on a file or a range of a topic; write a report."),
     "quality": Command("quality", "quality", "Show how good the models are now, by the labels that came lately."),
+    "calibrate": Command(
+        "calibrate", "calibrate", "Make probabilities mean what they say, by outcomes; refused where it does not help."
+    ),
     "gate": Command("gate", "gate", "Judge whether a challenger may replace the champion, by labelled rows of a file."),
     "retrain": Command("retrain", "retrain", "Train a successor of the model in service on labelled events."),
     "verify": Command("verify", "verify", "Run this pipeline under load and faults, and count every event."),

@@ -12,6 +12,7 @@ guards.py    whether a window is fit to learn from
 executor.py  a command within limits of time and memory
 findings.py  what one check found
 gate.py      may the challenger replace the champion?
+calibrating.py a calibrator on trial: fitted on older outcomes, judged by the newest
 comparing.py losses of both on the same rows, and bounds of their difference
 latency.py   how long a batch takes each of the two
 reports.py   the verdict as a record of NAME.retraining-reports
