@@ -10,6 +10,9 @@ read out of the log again whether a trigger was sent. Therefore
     3.         the transport commits: triggers, and the offsets after what was acknowledged
     4. keep    write the state; not after every commit, it may be older than the offsets
 
+What waits on the topic at the start is better fed in the order in which it was written, across partitions, than in the
+one in which it is fetched. So it may be fed before it is delivered: until all of it was, nothing is sent or saved.
+
 On disk are two states, the one written ahead and the one known to be committed before. The newest that is nowhere
 ahead of the group's offsets is the true one: `resume` finds it, what lies between is fed again, and a change in there
 has not been told yet.
@@ -102,8 +105,9 @@ class ErrorStation:
         """
         self._watch, self._path, self._describe = watch, path, describe
         self._source, self._observer = source, observer
-        #: Offsets after what was fed.
+        #: Offsets after what was fed, and after what may be committed with the open transaction.
         self._positions: dict[TopicPartition, int] = {}
+        self._delivered: dict[TopicPartition, int] = {}
         #: Triggers that wait to be sent, and those in the open transaction.
         self._waiting: list[RetrainingTrigger] = []
         self._sent: list[RetrainingTrigger] = []
@@ -123,6 +127,10 @@ class ErrorStation:
     @property
     def watch(self) -> ErrorWatch:
         return self._watch
+
+    def position(self, tp: TopicPartition) -> int:
+        """Offset after what was fed of a partition."""
+        return self._positions.get(tp, 0)
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -159,12 +167,13 @@ class ErrorStation:
         else:
             self._waiting.append(trigger)
 
-    async def send(self, send: Send) -> None:
-        """Put what waits into the transaction that will commit the offsets of what was fed.
+    async def send(self, tp: TopicPartition, next_offset: int, send: Send) -> None:
+        """A batch that was fed is in the open transaction; so is what waits, once all that was fed is.
 
         What `send` raises is passed on; `resume` is to follow. Raises ContractError when the state cannot be written.
         """
-        if not self._waiting:
+        self._delivered[tp] = max(next_offset, self._delivered.get(tp, 0))
+        if not self._waiting or self._is_ahead():
             return
         for trigger in self._waiting:
             await send(trigger)
@@ -174,11 +183,11 @@ class ErrorStation:
         self._write()
 
     def keep(self) -> list[RetrainingTrigger]:
-        """Everything that was fed is committed: save it, now and then; the triggers that are on the topic now.
+        """Everything that was delivered is committed: save it, now and then; the triggers that are on the topic now.
 
         Raises ContractError when the state cannot be written (disk full, no permission).
         """
-        if self._waiting:  # of a partition that went away before they were sent: `resume` follows
+        if self._waiting or self._is_ahead():
             return []
         published, self._sent = self._sent, []
         if self._observer is not None:
@@ -201,8 +210,8 @@ class ErrorStation:
         """Go back to the newest state that is not ahead of what the group has committed; its offsets.
 
         For the time before the first `feed`, and after every rebalance and abort. What lies between them and
-        `committed` is to be fed, and then `resumed` called. None: the state is lost, and is to be made again of what
-        the topic still has. What was told then, is not told again.
+        `committed`, or more, is to be fed, and then `resumed` called. None: the state is lost, and is to be made again
+        of what the topic still has before `committed`. What was told then, is not told again.
         """
         self._sent, self._waiting, self._watch, self._positions = [], [], self._watch.anew(), {}
         states = (state for state in (self._ahead, self._saved) if state is not None)
@@ -212,8 +221,12 @@ class ErrorStation:
         self._told = found is None and bool(committed)
         if self._told:
             log.warning("state of the watch of errors is lost, making it again from outcomes", path=str(self._path))
+        self._delivered = dict(committed)
         if found is None:
-            return None if self._told else {}
+            if self._told:
+                return None
+            self._save()  # something to come back to
+            return {}
         if withdrawn:  # before the group's offsets pass it: it would then be taken for true
             self._write()
         self._positions = _positions_of(found)
@@ -222,11 +235,15 @@ class ErrorStation:
         return dict(self._positions)
 
     def resumed(self, committed: Positions) -> None:
-        """Everything up to `committed` was fed again."""
-        self._positions |= committed
-        if self._saved is None:  # there is something to come back to from now on
+        """Everything up to `committed`, or more, was fed again."""
+        for tp, offset in committed.items():
+            self._positions[tp] = max(offset, self._positions.get(tp, 0))
+        if self._told:
             self._save()
         self._told = False
+
+    def _is_ahead(self) -> bool:
+        return any(offset > self._delivered.get(tp, 0) for tp, offset in self._positions.items())
 
     # -- state -------------------------------------------------------------------------------
 

@@ -228,6 +228,9 @@ class _Outcomes:
     async def commit(self) -> None:
         await self._app.consumer.commit()
 
+    def bounds(self) -> Mapping[Tp, tuple[int, int]]:
+        return topics.watermarks(self._admin, self._settings.topic("outcomes"))
+
     def since(self, tp: Tp, time_ms: int) -> int:
         return topics.offset_since(self._admin, tp, time_ms)
 

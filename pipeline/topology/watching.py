@@ -22,7 +22,8 @@ log = structlog.get_logger(__name__)
 
 #: Panes of the window, as `pipeline quality` has: the newest quarter is held against those before.
 PANES = 24
-#: A start counts the window again, of no more than these, the newest: 100 MB while they are sorted, and 2 s.
+#: A start counts the window again, of no more than these, the newest, and watches as many at once of those that wait:
+#: 200 MB while they are sorted, and 5 s.
 AGAIN_OUTCOMES_MAX = 200_000
 #: How soon it is noticed that an aborted transaction has called a batch back.
 CALL_BACK_POLL_S = 0.05
@@ -57,6 +58,10 @@ class Place(Protocol):
 
     async def commit(self) -> None:
         """Commit what was acknowledged, now."""
+        ...
+
+    def bounds(self) -> Mapping[Tp, tuple[int, int]]:
+        """First offset and end of every partition."""
         ...
 
     def since(self, tp: Tp, time_ms: int) -> int:
@@ -119,8 +124,7 @@ class Watching:
                     await self._resume(place)
                 try:
                     if place.is_current(delivery):
-                        await asyncio.to_thread(self._take, delivery.value)
-                        await self._station.send(send)
+                        await self._deliver(delivery.value, send)
                     delivery.ack()
                 except TransactionAbortedError as error:
                     log.warning("triggers withdrawn", error=str(error))
@@ -129,6 +133,12 @@ class Watching:
                 while place.is_current(delivery):  # noqa: ASYNC110 (the commit knows nothing of us)
                     await asyncio.sleep(CALL_BACK_POLL_S)
                 delivery.ack()
+
+    async def _deliver(self, batch: RecordBatch, send: Callable[[RetrainingTrigger], Awaitable[None]]) -> None:
+        tp = Tp(batch.topic, batch.partition)
+        if self._station.position(tp) < batch.next_offset:  # else it was looked at while it waited
+            await asyncio.to_thread(self._take, batch)
+        await self._station.send(tp, batch.next_offset, send)
 
     def _follow(self, champion: Champion) -> bool:
         """Watch a new champion; whether outcomes are read in another way from now on, and counted again."""
@@ -164,28 +174,31 @@ class Watching:
             )
 
     async def _resume(self, place: Place) -> None:
-        """Go back to where the group is: the watch by its state, the window, once, by what the topic has of it."""
+        """Go back to where the group is, and look at what waits in the order in which it was written."""
         committed = await place.committed()
         await asyncio.to_thread(self._read_again, committed, place)
 
     def _read_again(self, committed: Mapping[Tp, int], place: Place) -> None:
         known = self._station.resume(committed)
-        newest = AGAIN_OUTCOMES_MAX // max(1, len(committed))
-        starts = {tp: max(self._start(tp, end, known, place), end - newest) for tp, end in committed.items()}
-        spans = {tp: (starts[tp], end) for tp, end in committed.items() if starts[tp] < end}
-        if spans:
-            log.info("reading outcomes again", outcomes_max=sum(end - start for start, end in spans.values()))
-            for batch in in_turn(place.read(spans)):
-                self._take(batch, told=True)
+        spans = {}
+        for tp, (first, end) in place.bounds().items():
+            start, stop = self._span(tp, committed.get(tp, 0), known, place)
+            spans[tp] = (max(start, first), min(max(stop, first), end))
+        log.info("reading outcomes", outcomes_max=sum(max(0, end - start) for start, end in spans.values()))
+        for batch in in_turn(place.read(spans)):
+            self._take(batch, told=batch.next_offset <= committed.get(Tp(batch.topic, batch.partition), 0))
         self._station.resumed(committed)
         self._counted = True
 
-    def _start(self, tp: Tp, end: int, known: Positions | None, place: Place) -> int:
-        """Where to read a partition again from: the watch's state, and the window's first outcome."""
-        start = end if known is None else known.get(tp, 0)
-        if self._counted and known is not None:
-            return start
-        return min(start, place.since(tp, self._now_ms() - self.window_ms))
+    def _span(self, tp: Tp, committed: int, known: Positions | None, place: Place) -> tuple[int, int]:
+        """What to read of a partition: from the watch's state, of the window once, and of what waits for delivery."""
+        most = AGAIN_OUTCOMES_MAX // max(1, self._settings.topics.partitions)
+        position = committed if known is None else known.get(tp, 0)
+        start = position
+        if committed and (not self._counted or known is None):
+            window = place.since(tp, self._now_ms() - self.window_ms)
+            start = min(position, max(window, committed - most))
+        return start, committed if known is None else max(committed, position) + most
 
     async def report(self) -> None:
         """Show what outcomes say now as metrics."""

@@ -127,7 +127,18 @@ SUCCESSIONS: dict[str, Step] = _named(
         "after the report's commit": Step("after", f"{CLIENT}.commit_transaction", **ONCE),
     },
 )
-STEPS = {**AT_LEAST_ONCE, **EXACTLY_ONCE, **REVOKE, **RELEASE, **SUCCESSIONS}
+ERRORS = "pipeline.drift.error_station:ErrorStation"
+#: What a rise of errors leads to, in this order; the first commit has it in it.
+ERROR_TRIGGER: dict[str, Step] = _named(
+    "with a rise of errors, ",
+    {
+        "after the record": Step("after", "pipeline.bus.transactions:TransactionalProducer.send", **ONCE),
+        **around(f"{ERRORS}._write", within=f"{ERRORS}.send", **ONCE),
+        **around(f"{CLIENT}.send_offsets_to_transaction", **ONCE),
+        **around(f"{CLIENT}.commit_transaction", **ONCE),
+    },
+)
+STEPS = {**AT_LEAST_ONCE, **EXACTLY_ONCE, **REVOKE, **RELEASE, **SUCCESSIONS, **ERROR_TRIGGER}
 
 
 class Client:

@@ -122,8 +122,19 @@ class Market:
         _, values = EventEncoder(schema, schema_id, fields.id_field, None, fields.time_field).encode(table)
         self.places = self._send(f"{self.name}.events", values, [f"{'ab'[n % 3 > 0]}:{n}" for n in range(ROWS)])
 
-    def send_outcomes(self, rows: npt.NDArray[np.int64], roles: tuple[str, ...] = ("champion",)) -> None:
-        """Outcomes of some rows, in that order, one of each role, as the labels role writes them."""
+    def send_outcomes(
+        self,
+        rows: npt.NDArray[np.int64],
+        roles: tuple[str, ...] = ("champion",),
+        *,
+        model_version: str = "1",
+        outputs: npt.NDArray[np.float64] | None = None,
+    ) -> None:
+        """Outcomes of some rows, in that order, one of each role, as the labels role writes them.
+
+        outputs: (n,) probabilities of the second class; by default the model knows nothing.
+        """
+        given = np.full(len(rows), 0.5) if outputs is None else outputs
         registry = codec.registry_of(self.settings)
         schema = codec.load_schema("outcome")
         schema_id = registry.register(f"{self.name}.outcomes-value", schema)
@@ -134,9 +145,9 @@ class Market:
                 "event_id": pa.array([f"e{n}" for n in rows]),
                 "event_time": pa.array(at).cast(stamp),
                 "model_id": pa.array([self.name] * n),
-                "model_version": pa.array(["1"] * n),
+                "model_version": pa.array([model_version] * n),
                 "role": pa.array([role] * n),
-                "outputs": pa.array([[0.5]] * n, pa.list_(pa.float32())),
+                "outputs": pa.array([[p] for p in given.tolist()], pa.list_(pa.float32())),
                 "predicted": pa.array(["UP"] * n),
                 "label": pa.array(self.labels[rows]),
                 "value": pa.nulls(n, pa.float64()),

@@ -25,7 +25,7 @@ def describe(change: ErrorChange, watch: ErrorWatch) -> RetrainingTrigger | None
 
 
 class Topic:
-    """Kafka as the station sees it: what a transaction holds is visible from a commit on, with the offsets, or never."""
+    """Kafka as the station sees it: what a transaction holds becomes visible with the offsets, or never."""
 
     def __init__(self, errors: Any) -> None:
         #: Outcome i is in partition i % PARTITIONS.
@@ -49,21 +49,22 @@ class Topic:
                     numbers = offsets * PARTITIONS + partition
                     yield tp, int(offsets[-1]) + 1, (offsets, numbers, self.errors[numbers])
 
-    def resume(self, station: ErrorStation, order: Callable[[list[Any]], list[Any]] = list) -> None:
-        """Back to where the group is; what is read again comes in another order."""
+    def resume(self, station: ErrorStation, waiting: int = 0) -> None:
+        """Back to where the group is; what was committed comes again in another order, then so many that wait."""
         known = station.resume(self.committed)
-        again = list(self.batches(dict(known or {}), self.committed))
-        for batch in order(again):
+        for batch in sorted(self.batches(dict(known or {}), self.committed), key=lambda found: found[0]):
+            station.feed(*batch)
+        for batch in [] if known is None else list(self.batches(self.committed))[:waiting]:
             station.feed(*batch)
         station.resumed(self.committed)
 
-    async def run(self, station: ErrorStation, batches: int = 10**6, dies_at: str = "") -> None:
+    async def run(self, station: ErrorStation, batches: int = 10**6, dies_at: str = "", waiting: int = 0) -> None:
         """Up to so many batches, one a commit, from where the group is; power is lost at a step of the last."""
         self.open = []
-        self.resume(station, lambda found: sorted(found, key=lambda batch: batch[0]))
+        self.resume(station, waiting)
         for tp, next_offset, errors in list(self.batches(self.committed))[:batches]:
             station.feed(tp, next_offset, errors)
-            await station.send(self.send)
+            await station.send(tp, next_offset, self.send)
             if dies_at == "before the commit":
                 return
             self.triggers += self.open
@@ -137,17 +138,17 @@ async def test_steady_and_falling_errors_make_none(open_station: Open, errors: A
 
 @pytest.mark.parametrize("save_every_s", [0.0, 1e9])
 @pytest.mark.parametrize("dies_at", ["before the commit", "before the save"])
-@pytest.mark.parametrize("seed", [1, 4])
+@pytest.mark.parametrize(("seed", "waiting"), [(1, 0), (4, 0), (1, 3)])
 async def test_power_lost_at_any_batch_sends_one_trigger(
-    open_station: Open, monkeypatch: pytest.MonkeyPatch, dies_at: str, save_every_s: float, seed: int
+    open_station: Open, monkeypatch: pytest.MonkeyPatch, dies_at: str, save_every_s: float, seed: int, waiting: int
 ) -> None:
-    """Each batch in a new process, after one that died on it, and outcomes read again in another order."""
+    """Each batch in a new process, after one that died on it; outcomes come again in another order, or beforehand."""
     monkeypatch.setattr("pipeline.drift.error_station.SAVE_EVERY_S", save_every_s)
     topic = Topic(rising(seed))
     rounds = OUTCOMES // BATCH
     for _ in range(rounds):
-        await topic.run(open_station(), 1, dies_at)
-        await topic.run(open_station(), 1 if dies_at == "before the commit" else 0)
+        await topic.run(open_station(), 1, dies_at, waiting)
+        await topic.run(open_station(), 1 if dies_at == "before the commit" else 0, waiting=waiting)
     await topic.run(open_station())
     assert len(topic.triggers) == 1
 
@@ -159,7 +160,7 @@ async def test_an_aborted_trigger_is_sent_again(open_station: Open) -> None:
     topic.resume(station)
     for tp, next_offset, errors in topic.batches({}):
         station.feed(tp, next_offset, errors)
-        await station.send(topic.send)
+        await station.send(tp, next_offset, topic.send)
         if topic.open:
             break
         topic.committed[tp] = next_offset
@@ -183,6 +184,21 @@ async def test_a_change_found_while_reading_again_is_told_with_the_next_batch(op
     assert open_station().resume(topic.committed) == {}
     await topic.run(open_station(), 1)
     assert len(topic.triggers) == 1
+
+
+async def test_what_waits_is_sent_and_saved_once_all_of_it_was_delivered(open_station: Open) -> None:
+    """Fed beforehand, a trigger belongs to the transaction of the last outcomes that it may have come of."""
+    topic, station = Topic(rising()), open_station()
+    batches = list(topic.batches({}))
+    topic.resume(station, waiting=len(batches))
+    for tp, next_offset, errors in batches:
+        assert topic.open == []
+        assert station.position(tp) == OUTCOMES // PARTITIONS
+        station.feed(tp, next_offset, errors)
+        assert station.keep() == []
+        await station.send(tp, next_offset, topic.send)
+    assert len(topic.open) == 1
+    assert station.keep() == topic.open
 
 
 async def test_a_lost_state_is_made_again_and_says_nothing(open_station: Open, tmp_path: Path, logs: list[Any]) -> None:
@@ -244,10 +260,9 @@ def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    first.resume({})
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(ContractError, match="No space left"):
-        first.resumed({})
+        first.resume({})
     first.close()
 
 
