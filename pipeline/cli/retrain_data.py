@@ -65,7 +65,7 @@ def read(settings: Settings, log: Log, request: Request, output: OutputContract,
     wanted, since_ms = request.wanted, None
     if request.trigger_id is not None and wanted == Wanted():
         ranges, since_ms = log.trigger(request.trigger_id)
-        wanted = Wanted(ranges=ranges)
+        wanted = Wanted(ranges=ranges) if ranges else Wanted(from_ms=since_ms)  # errors that rose have a time only
     before = round((wanted.last or chosen.window_rows) * chosen.replay_reach) if chosen.replay_share else 0
     rows = log.labelled(wanted, before, lambda done, size: show("reading outcomes", done, size), since_ms)
     rows = window.with_truth(rows, output.kind)

@@ -163,6 +163,9 @@ class Succession:
                 told = {"of": trigger.model_version, "champion": champion.model_version}
                 log.info("trigger is of a model no longer in service", trigger_id=trigger.trigger_id, **told)
                 return None
+            if (by := answered_by(exchange, trigger)) is not None:
+                log.info("trigger was answered by a training since", trigger_id=trigger.trigger_id, answered_by=by)
+                return None
             if not self._train(trigger, champion, folder):
                 return None
         result = json.loads(verdict.read_text("utf-8"))
@@ -202,6 +205,7 @@ class Succession:
             "seed": 0,
             "trigger_id": trigger.trigger_id,
             "executor": settings.retraining.executor,
+            "asked_at_ms": int(time.time() * 1000),
             "judge": True,
             "bundle_uri": str(folder / BUNDLE),
         }
@@ -236,6 +240,20 @@ class Succession:
     def _decision(self, release_id: str, reason: str, report_id: str | None) -> Decision:
         name, now_ms = self._settings.name, int(time.time() * 1000)
         return Decision(release_id, name, f"{name}-retrainer", now_ms, reason, report_id)
+
+
+def answered_by(exchange: Path, trigger: RetrainingTrigger) -> str | None:
+    """The trigger of a finished training of a successor of the same model that began after this trigger was sent.
+
+    Monitor and watch of errors each tell of one drift. Whatever became of the challenger, another one made of the same
+    events would be no better; a trigger that is sent after that training began is news.
+    """
+    for result in sorted(exchange.glob("trigger-*/result.json")):
+        request = json.loads(result.with_name("request.json").read_text("utf-8"))
+        of = json.loads(result.read_text("utf-8"))["report"]["champion_version"]
+        if of == trigger.model_version and request.get("asked_at_ms", 0) >= trigger.produced_at_ms:
+            return str(request["trigger_id"])
+    return None
 
 
 class _NotYetError(PipelineError):

@@ -98,3 +98,15 @@ def test_a_trigger_of_a_model_that_was_replaced_is_let_be(market: Market) -> Non
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE_S) == 0, market.log()[-3000:]
     assert reports(market) == []
+
+
+def test_a_second_trigger_of_one_drift_makes_no_second_challenger(market: Market) -> None:
+    """Both came before the first was answered, and the champion stays, as a person is to decide: one report."""
+    parent = bundles.read(market.settings.path(market.settings.model.bundle))
+    for trigger_id in ("t4", "t5"):
+        market.send_trigger(trigger_id, [], START_MS + CHANGE * STEP_MS, parent.model_version)
+    process = market.start("run", "retrainer", sets=(*SETS, "gate.approval=manual"))
+    eventually(lambda: "answered by a training since" in market.log(), "a look at the second")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE_S) == 0, market.log()[-3000:]
+    assert [report["trigger_id"] for report in reports(market)] == ["t4"]

@@ -1,0 +1,32 @@
+"""When a trigger asks for nothing that was not done."""
+
+import json
+from pathlib import Path
+
+from pipeline.records import RetrainingTrigger
+from pipeline.topology.retrainer import answered_by
+
+
+def trigger(produced_at_ms: int, version: str = "1") -> RetrainingTrigger:
+    return RetrainingTrigger("t2", "p", "m", version, [], 0, 0, [], [], "minor", "", 0, 0, 0, produced_at_ms)
+
+
+def train(exchange: Path, trigger_id: str, asked_at_ms: int, of: str = "1", *, finished: bool = True) -> None:
+    """What a training leaves behind."""
+    folder = exchange / f"trigger-{trigger_id}"
+    folder.mkdir()
+    (folder / "request.json").write_text(json.dumps({"trigger_id": trigger_id, "asked_at_ms": asked_at_ms}))
+    if finished:
+        (folder / "result.json").write_text(json.dumps({"report": {"champion_version": of}}))
+
+
+def test_a_training_answers_the_triggers_that_were_sent_before_it_began(tmp_path: Path) -> None:
+    """Of the same version; one that has not finished answers nothing."""
+    train(tmp_path, "t1", 1_000)
+    assert answered_by(tmp_path, trigger(900)) == "t1"
+    assert answered_by(tmp_path, trigger(1_000)) == "t1"
+    assert answered_by(tmp_path, trigger(1_001)) is None
+    assert answered_by(tmp_path, trigger(900, "2")) is None
+    train(tmp_path, "t3", 5_000, finished=False)
+    assert answered_by(tmp_path, trigger(2_000)) is None
+    assert answered_by(tmp_path / "nowhere", trigger(1)) is None
