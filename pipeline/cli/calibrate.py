@@ -212,16 +212,15 @@ def _uncalibrated(columns: pa.RecordBatch) -> pa.RecordBatch:
 
 def _show(version: str, now: Calibration | None, made: Calibration, trial: Trial) -> None:
     before = f"now: {now.kind} {now.calibration_id}" if now else "now: uncalibrated"
-    title = (
-        f"{version}: {made.kind}, fitted on {trial.fitted_rows:,} outcomes until {local_time(trial.fitted_until_ms)}, "
-        f"judged by {trial.judged_rows:,} newer ones"
-    )
+    until = local_time(trial.fitted_until_ms)
+    typer.echo(f"{version}: fitted on {trial.fitted_rows:,} outcomes until {until}")
+    typer.echo(f"judged by the {trial.judged_rows:,} newest ones:")
     rows = [
         (name, f"{trial.before[key]:.4f}", f"{trial.after[key]:.4f}", f"{trial.after[key] - trial.before[key]:+.4f}")
         for key, name in SHOWN
     ]
     shown = f"{made.kind} {made.calibration_id}"
-    stdout().print(table(title, ("measure", before, shown, "change"), rows, (before, shown, "change")))
+    stdout().print(table(None, ("measure", before, shown, "change"), rows, (before, shown, "change")))
     detail = f"temperature {trial.calibrator.temperature:.3f}; " if made.kind == "temperature" else ""
     typer.echo(f"{detail}{trial.changed:.2%} of the rows are decided for another class")
     for check in trial.checks:
