@@ -1,0 +1,19 @@
+"""`python -m tests.faults.trial_steps STEP ARGUMENTS`: as `tests.faults.crashing`, at steps of a trial's decision."""
+
+import sys
+from typing import Any
+
+from tests.faults import crashing
+from tests.faults.crashing import CLIENT, JOURNAL, ONCE, Step
+
+DECIDING: dict[str, Any] = {"within": "pipeline.topology.trials:Trials._carry_out", **ONCE}
+#: Each is in a process of its own; only the last leaves a change behind.
+TRIALS: dict[str, Step] = {
+    "in a trial, before the change": Step("before", f"{JOURNAL}.change", **DECIDING),
+    "in a trial, before the change's commit": Step("before", f"{CLIENT}.commit_transaction", **DECIDING),
+    "in a trial, after the change's commit": Step("after", f"{CLIENT}.commit_transaction", **DECIDING),
+}
+
+if __name__ == "__main__":
+    crashing.STEPS.update(TRIALS)
+    crashing.main(sys.argv[1], sys.argv[2:])
