@@ -76,6 +76,16 @@ class _Case:
     settled: bool = False
 
 
+def _change(action: str, now: Releases, judged: Releases, decision: Decision) -> Change:
+    """Of what was decided on the state `judged`; nothing where somebody was faster."""
+    if (now.champion, now.canary) != (judged.champion, judged.canary):
+        return ()
+    if action == "rollback":
+        return releases.rollback(now, None, decision)
+    carried_out = releases.promote if action == "promote" else releases.withdraw
+    return carried_out(now, "canary", decision)
+
+
 class Trials:
     """Follows the releases and judges what is on trial, until `stop` is set."""
 
@@ -141,15 +151,7 @@ class Trials:
         by, release_id = f"{settings.name}-retrainer", f"{action}-{judged.release_id}"
         decision = Decision(release_id, settings.name, by, now_ms, reason, judged.report_id)
 
-        def decided(now: Releases) -> Change:
-            if (now.champion, now.canary) != (state.champion, state.canary):
-                return ()  # somebody was faster: it was not judged among these
-            if action == "rollback":
-                return releases.rollback(now, None, decision)
-            carried_out = releases.promote if action == "promote" else releases.withdraw
-            return carried_out(now, "canary", decision)
-
-        self._releases.change(decision, decided)
+        self._releases.change(decision, lambda now: _change(action, now, state, decision))
 
     # -- who is compared -------------------------------------------------------------------------
 
