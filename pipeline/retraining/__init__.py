@@ -15,5 +15,7 @@ gate.py      may the challenger replace the champion?
 calibrating.py a calibrator on trial: fitted on older outcomes, judged by the newest
 comparing.py losses of both on the same rows, and bounds of their difference
 latency.py   how long a batch takes each of the two
+trial.py     what becomes of a canary, and of a fresh champion
+sequential.py a mean, and bounds that hold however often it is looked at
 reports.py   the verdict as a record of NAME.retraining-reports
 """
