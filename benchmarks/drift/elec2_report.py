@@ -29,7 +29,7 @@ def page(found: dict[str, Any]) -> str:
         for one in found["retrainings"]
     ]
     share = regained(found)
-    told = "the frequent schedule gains nothing here" if share is None else f"{share:.0%} of it"
+    told = "the frequent schedule gains nothing here" if share is None else f"{share:.0%}"
     return f"""# The loop on Elec2
 
 Written by `python -m benchmarks.drift.elec2` on {found["when"]} ({found["machine"]}); the run is in

@@ -67,7 +67,7 @@ def retrained(
     for number, row in enumerate(at):
         log.now = row
         request = Request(Wanted(last=window), f"--last {window}")
-        bundle = retrain(settings, bundle, request, _silent, 0, log).bundle
+        bundle = retrain(settings, bundle, request, silent, 0, log).bundle
         predicted[row:] = answers(log, bundle)[row:]
         say(f"{number + 1} of {len(at)} retrainings on {window:,} rows")
     return predicted
@@ -107,5 +107,5 @@ def forest(seed: int = 0) -> Numbers:
     return predicted
 
 
-def _silent(_what: str, _done: int, _size: int) -> None:
+def silent(_what: str, _done: int, _size: int) -> None:
     """Nobody waits at a terminal."""

@@ -7,7 +7,8 @@ drains of random size, partitions of a drain in random order.
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -84,16 +85,44 @@ def stationary(kind: str, rho: float, seed: int, rows: int) -> tuple[Floats, Bas
     return values[BASELINE_ROWS:], measure_baseline(SIGNALS, values[:BASELINE_ROWS]), generator
 
 
-def river_alone(rows: Floats) -> int:
-    """Alarms of River's ADWIN with its defaults on each raw signal, bounded by the normal distribution."""
+def river_alone(rows: Floats) -> list[int]:
+    """Rows read at each alarm of River's ADWIN with its defaults on each raw signal, bounded by the normal CDF."""
     bounded = 1.0 / (1.0 + np.exp(-1.702 * rows.astype(np.float64)))  # within 0.01 of the normal CDF
-    alarms = 0
+    found = []
     for column in bounded.T.tolist():
         adwin = ADWIN()
-        for value in column:
+        for row, value in enumerate(column, 1):
             adwin.update(value)
-            alarms += adwin.drift_detected
-    return alarms
+            if adwin.drift_detected:
+                found.append(row)
+    return sorted(found)
+
+
+@dataclass
+class Card:
+    """How a detector did on streams with one drift each."""
+
+    delays: list[int] = field(default_factory=list)
+    missed: int = 0
+    false: int = 0
+
+    def count(self, alarms: Sequence[int], drift: int) -> None:
+        """One stream. alarms: rows read at each; the first one after row `drift` finds it, all others are false."""
+        late = [read - drift for read in alarms if read > drift]
+        self.false += len(alarms) - bool(late)
+        self.missed += not late
+        self.delays += late[:1]
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall: 2 TP / (2 TP + FP + FN)."""
+        return 2 * len(self.delays) / max(1, 2 * len(self.delays) + self.false + self.missed)
+
+    def __str__(self) -> str:
+        span = "-"
+        if self.delays:
+            span = f"{statistics.median(self.delays):.0f} ({min(self.delays)} to {max(self.delays)})"
+        return f"{span}; {self.missed} missed, {self.false} false, F1 {self.f1:.2f}"
 
 
 def false_alarms(seeds: int, rows: int) -> None:
@@ -104,29 +133,22 @@ def false_alarms(seeds: int, rows: int) -> None:
         for seed in range(seeds):
             values, baseline, generator = stationary(kind, rho, seed, rows)
             total += len(watch(values, baseline, generator, drain=(20, 1500)))
-        alone = river_alone(stationary(kind, rho, 0, 50_000)[0]) * 2
+        alone = len(river_alone(stationary(kind, rho, 0, 50_000)[0])) * 2
         print(f"  {kind:9} rho {rho}: {total / (seeds * rows) * 1e5:.3f}   (River's default, raw: {alone})", flush=True)
 
 
 def delays(seeds: int, before: int) -> None:
-    """Rows between a step in one feature and its trigger, to the end of the drain it came in."""
-    print(f"\nstep in one of 16 signals after {before:,} rows: delay in rows, median (range) of {seeds}; missed")
+    """Rows between a step in one feature and its trigger, to the end of the drain it came in; beside River's ADWIN."""
+    print(f"\nstep in one of 16 signals after {before:,} rows: delay in rows, median (range) of {seeds}")
     for step in (0.5, 1.0, 3.0):
         for rho in (0.0, 0.7, 0.9):
-            found, missed, early = [], 0, 0
+            ours, river = Card(), Card()
             for seed in range(seeds):
                 values, baseline, generator = stationary("normal", rho, 1000 + seed, before + 20_000)
                 values[before:, 3] += step
-                triggers = watch(values, baseline, generator)
-                early += sum(read <= before for read, _ in triggers)
-                late = [read - before for read, _ in triggers if read > before]
-                missed += not late
-                found += late[:1]
-            print(
-                f"  {step} sd, rho {rho}: {statistics.median(found):.0f} ({min(found)} to {max(found)}); "
-                f"{missed} missed, {early} false",
-                flush=True,
-            )
+                ours.count([read for read, _ in watch(values, baseline, generator)], before)
+                river.count(river_alone(values), before)
+            print(f"  {step} sd, rho {rho}: {ours}\n    River's default, raw: {river}", flush=True)
 
 
 def many_at_once(seeds: int) -> None:

@@ -1,0 +1,128 @@
+"""`python -m benchmarks.drift.rehearsal [--seeds 3]`: the loop on Elec2 without Kafka, to see how much is luck.
+
+The same parts in one process: monitor, watch of errors, `pipeline retrain`, gate, under the settings of elec2.py. A
+minute a seed, which is that of the training. Prints, for each seed, what the loop did and how good it was.
+"""
+
+import argparse
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.drift import market, policies
+from benchmarks.drift.elec2 import SETTINGS
+from benchmarks.drift.market import DELAY, START_MS, STEP_MS
+from benchmarks.drift.policies import Numbers
+from pipeline.cli.context import quiet_logs
+from pipeline.cli.retrain_data import Request
+from pipeline.cli.retrain_job import retrain
+from pipeline.cli.training import score
+from pipeline.drift import SignalSummariser
+from pipeline.drift.errors import WRONG, ErrorWatch
+from pipeline.errors import DataError
+from pipeline.models import loading
+from pipeline.models.bundle import Bundle
+from pipeline.records import Decoded, Floats
+from pipeline.retraining.window import Wanted
+from pipeline.scoring.publish import prediction_labels
+from pipeline.scoring.signals import SignalMatrix
+from pipeline.scoring.validate import Validator
+from pipeline.settings import Settings
+from pipeline.topology.monitor import make_monitor
+
+
+class _InService:
+    """A model, what it says of all rows, and what watches it."""
+
+    def __init__(self, settings: Settings, log: market.MemoryLog, bundle: Bundle, since_row: int) -> None:
+        self.bundle, self.since_row = bundle, since_row
+        self.predicted, self.signals = _scored(log, bundle)
+        self.monitor = make_monitor(settings, bundle)
+        self.summariser = SignalSummariser(bundle.baseline, bundle.identity)
+        self.errors = ErrorWatch(bundle.identity, WRONG, delta=settings.drift.delta)
+
+
+@dataclass
+class Rehearsed:
+    """What came of it."""
+
+    predicted: Numbers
+    trainings: int = 0
+    released: int = 0
+
+
+def rehearse(settings: Settings, seed: int) -> Rehearsed:
+    """The loop over all rows that the first model did not see."""
+    log, first, n = market.MemoryLog(settings), market.first_rows(), market.rows().num_rows
+    now = _InService(settings, log, policies.first_model(settings), first)
+    done, waiting = Rehearsed(now.predicted.copy()), list[int]()
+    needed = math.ceil(settings.gate.rows_min / settings.retraining.newest_share)
+    for start in range(first, n, DELAY):
+        log.now = end = min(start + DELAY, n)
+        done.predicted[start:end] = now.predicted[start:end]
+        waiting += _changes(now, done.predicted, start, end)
+        while waiting and end - DELAY - max((waiting[0] - START_MS) // STEP_MS, first) >= needed:
+            request = Request(Wanted(from_ms=waiting.pop(0)), "since the change", seed, "", needed, judge=True)
+            try:
+                made = retrain(settings, now.bundle, request, policies.silent, 0, log)
+            except DataError:
+                continue
+            done.trainings += 1
+            if made.result["report"]["accepted"]:
+                done.released += 1
+                now, waiting = _InService(settings, log, made.bundle, end), []
+    return done
+
+
+def _changes(now: _InService, predicted: Numbers, start: int, end: int) -> list[int]:
+    """Times of changes that a day of events, and the labels of the day before, have shown."""
+    rows = np.arange(start, end)
+    now.summariser.add("events", 0, rows, START_MS + rows * STEP_MS, now.signals[start:end])
+    triggers = [now.monitor.take(summary) for summary in now.summariser.drain()]
+    found = [trigger.change_event_time_ms for trigger in triggers if trigger is not None]
+    if start - DELAY >= now.since_row:
+        rows = np.arange(start - DELAY, end - DELAY)
+        wrong = ((predicted[rows] >= 0.5) != market.truth()[rows]).astype(np.float32)
+        change = now.errors.take("outcomes", 0, rows, START_MS + rows * STEP_MS, wrong)
+        if change is not None and change.rose:
+            found.append(change.change_event_time_ms)
+    return found
+
+
+def _scored(log: market.MemoryLog, bundle: Bundle) -> tuple[Numbers, Floats]:
+    """(n,) probabilities of UP, and (n, signals) what the monitor watches."""
+    columns = log.events_table.combine_chunks().to_batches()[0]
+    checked = Validator(bundle.contract, id_field="id", time_field=None).validate(
+        Decoded(columns, np.arange(columns.num_rows), [])
+    )
+    rows, outputs = score(loading.load_module(bundle), bundle.contract, checked.inputs)
+    labels = prediction_labels(outputs, bundle.contract)
+    matrix = SignalMatrix([s.name for s in bundle.baseline.signals], bundle.contract)
+    signals = matrix.fill(len(rows), rows, checked.numbers, checked.nulls, rows, outputs, labels)
+    return outputs[:, -1].astype(np.float64), signals
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Rehearse and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args(arguments)
+    quiet_logs()
+    with tempfile.TemporaryDirectory(prefix="elec2-") as scratch:
+        settings = market.make(Path(scratch) / "project", "elec2", settings=SETTINGS)
+        for seed in range(options.seeds):
+            done = rehearse(settings, seed)
+            found = policies.measured(done.predicted)
+            print(
+                f"seed {seed}: accuracy {found['accuracy']:.4f}, kappa-temporal {found['kappa_temporal']:.3f}, "
+                f"ECE {found['ece']:.3f}, {done.trainings} trainings, {done.released} released",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
