@@ -5,6 +5,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from typing import Self
 
 from pipeline.bus.clients import ClientOptions
@@ -25,7 +26,7 @@ LABEL_DELAY_S, LABEL_DELAY_EVENTS = 0.5, 600
 class Feed:
     """Sends the plan's events and their labels on threads of its own, which end with it.
 
-    Up to the plan's `hold_at`, and from there once `go_on` is set.
+    Those from the plan's `canary_at` on wait for `go_on`, and so do those from its `champion_at` on.
     """
 
     def __init__(self, settings: Settings, options: ClientOptions, registry: Registry, plan: Plan, rate: float) -> None:
@@ -37,7 +38,7 @@ class Feed:
         self.sent = self.labelled = 0
         #: When the first shifted event was sent, by time.monotonic().
         self.shifted_at: float | None = None
-        self.go_on = threading.Event()
+        self._may_pass = {place: threading.Event() for place in (plan.canary_at, plan.champion_at)}
         self._ended = threading.Event()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="demo-feed")
         self._futures = [self._pool.submit(self._send_events), self._pool.submit(self._send_labels)]
@@ -48,9 +49,14 @@ class Feed:
         return self.sent == self.labelled == len(self._plan)
 
     @property
-    def held(self) -> bool:
-        """Whether the rest waits for `go_on`."""
-        return self.sent == self._plan.hold_at and not self.go_on.is_set()
+    def held_at(self) -> int | None:
+        """Where the rest waits for `go_on`, if it does."""
+        sent = self.sent
+        return sent if sent in self._may_pass and not self._may_pass[sent].is_set() else None
+
+    def go_on(self, place: int) -> None:
+        """Let pass what waits at `place`, one of the plan's two."""
+        self._may_pass[place].set()
 
     def check(self) -> None:
         """Raise what one of the threads raised."""
@@ -63,7 +69,8 @@ class Feed:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self.go_on.set()
+        for passed in self._may_pass.values():
+            passed.set()
         self._pool.shutdown(wait=True)
 
     def _send_events(self) -> None:
@@ -74,9 +81,9 @@ class Feed:
         encoder = EventEncoder(schema, schema_id, events.id_field, events.key_field, events.time_field)
         producer = BatchProducer(self._options.for_producer())
         chunk = chunk_rows(self._rate)
-        for first, last in ((0, self._plan.hold_at), (self._plan.hold_at, len(self._plan))):
+        for first, last in pairwise((0, *self._may_pass, len(self._plan))):
             if first:
-                self.go_on.wait()
+                self._may_pass[first].wait()
             encoded = self._plan.encoded(encoder, foreign_id, self.broken, range(first, last, chunk))
             send(producer, topic, encoded, Rate(self._rate), self._ended.is_set, partial(self._note, first))
         if not self._ended.is_set():

@@ -15,9 +15,10 @@ from pipeline.cli.demo_view import Tally, latency, pairs
 #: What a consumer sees on the way from the shift to a new model. The report comes when all it tells of is done.
 STEPS = {
     "trigger": "drift trigger",
-    "release": "successor trained, judged and released",
+    "canary": "successor trained, judged and released",
     "prediction": "its first prediction",
-    "report": "the gate's report",
+    "promote": "promoted",
+    "withdraw": "withdrawn",
 }
 
 
@@ -42,10 +43,12 @@ class Verdict:
         self.uncommitted = uncommitted
         by_first = np.array([version == tally.version for version in tally.versions], dtype=np.bool_)
         known, shifted = tally.outcomes > 0, np.arange(self.sent) >= tally.plan.shift_at
-        #: Accuracy and number of the outcomes before the shift, after it, and of the successor.
+        by_canary = tally.of_canary
+        #: Accuracy and number of the outcomes before the shift, after it, of the canary, and since it is champion.
         self.before = self._accuracy(known & ~shifted)
         self.during = self._accuracy(known & shifted & by_first)
-        self.after = self._accuracy(known & shifted & ~by_first)
+        self.canary = self._accuracy(known & shifted & ~by_first & by_canary)
+        self.after = self._accuracy(known & shifted & ~by_first & ~by_canary)
 
     def _accuracy(self, rows: npt.NDArray[np.bool_]) -> tuple[float, int]:
         n = int(rows.sum())
@@ -72,6 +75,7 @@ class Verdict:
         refused = [report for report in self._tally.reports if not report["accepted"]]
         failed = [f"{check['name']}: {check['says']}" for r in refused for check in r["checks"] if not check["passed"]]
         found += [f"the gate refused the successor: {reason}" for reason in failed]
+        found += [f"the canary was withdrawn: {r['reason']}" for r in self._tally.releases if r["action"] == "withdraw"]
         if not self.after[1]:
             found.append("no successor came into service")
         elif self.after[0] <= self.during[0]:
@@ -106,10 +110,11 @@ class Verdict:
     def _loop(self) -> Iterator[tuple[str, str]]:
         tally = self._tally
         yield "before the shift", _said(self.before, f"model {tally.version}")
-        for events, trigger in self.found:
+        for n, (events, trigger) in enumerate(self.found):
             place = f"{events:,} events after the shift" if events >= 0 else f"{-events:,} events BEFORE the shift"
             yield "trigger", f"{trigger['severity']}, {place}; id {trigger['trigger_id'][:16]}"
-            yield from (("", _evidence(signal)) for signal in trigger["signals"])
+            # Later ones are of the same shift as the labels show it, and repeat what moved beside the errors.
+            yield from (("", _evidence(signal)) for signal in trigger["signals"][: 1 if n else None])
         if not tally.triggers:
             yield "trigger", "NONE: the shift was not found"
         yield "after the shift", _said(self.during, f"the same model; {SHIFTED} reads {SHIFT} too high")
@@ -117,16 +122,17 @@ class Verdict:
             verdict = "accepted" if report["accepted"] else "REFUSED"
             yield "gate", f"{verdict} {report['challenger_version']}, judged by {report['rows']:,} labelled events"
             yield from (("", _check(check)) for check in report["checks"])
-        yield "with the successor", _said(self.after, f"model {tally.successor}")
+        yield "as canary", _said(self.canary, f"model {tally.successor}, with half of the events")
+        yield "as champion", _said(self.after, f"model {tally.successor}")
         yield "since the shift", self._times()
         for release in tally.releases:
-            yield "release", f"{release['model_version']} {release['slot']}: {release['reason']}"
+            yield "release", f"{release['model_version']} {release['action']}: {release['reason']}"
 
     def _times(self) -> str:
         start, seen = self._feed.shifted_at, self._tally.seen_at
         if start is None:
             return "-"
-        order = sorted(seen, key=seen.__getitem__)
+        order = sorted(STEPS.keys() & seen, key=seen.__getitem__)
         return ", ".join(f"{seen[what] - start:.1f} s {STEPS[what]}" for what in order) or "-"
 
 

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self
@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from confluent_kafka import Message
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -40,10 +41,11 @@ class Tally:
         self.foreign = 0
         self.dead_values: list[bytes | None] = []
         self.reasons: Counter[str] = Counter()
-        #: Outcomes of each row; whether the prediction was right, and by which version.
+        #: Outcomes of each row; whether the prediction was right, by which version, and whether that was the canary.
         self.outcomes = np.zeros(n, dtype=np.int64)
         self.right = np.zeros(n, dtype=np.bool_)
         self.versions: list[str | None] = [None] * n
+        self.of_canary = np.zeros(n, dtype=np.bool_)
         self.newest: deque[bool] = deque(maxlen=WINDOW_OUTCOMES)
         self.triggers: list[dict[str, Any]] = []
         self.reports: list[dict[str, Any]] = []
@@ -72,6 +74,7 @@ class Tally:
         self.outcomes[row] += 1
         self.right[row] = record["predicted"] == record["label"]
         self.versions[row] = record["model_version"]
+        self.of_canary[row] = record["role"] == "canary"
         self.newest.append(bool(self.right[row]))
 
     def trigger(self, _message: Message, record: dict[str, Any]) -> None:
@@ -82,13 +85,10 @@ class Tally:
         self.reports.append(record)
         self._saw("report")
 
-    def release(self, message: Message, record: dict[str, Any]) -> None:
-        """An entry of the history; the slots' own records say the same."""
-        if not (message.key() or b"").startswith(HISTORY.encode()):
-            return
+    def release(self, _message: Message, record: dict[str, Any]) -> None:
         self.releases.append(record)
         if record["model_version"] != self.version:
-            self._saw("release")
+            self._saw(record["action"])
 
     def _saw(self, what: str) -> None:
         self.seen_at.setdefault(what, time.monotonic())
@@ -98,6 +98,11 @@ class Tally:
         """Version of the newest release, if it is another than the first model's."""
         version = self.releases[-1]["model_version"] if self.releases else self.version
         return None if version == self.version else version
+
+    @property
+    def given_up(self) -> bool:
+        """Whether there will be no successor: the gate refused it, or it did not stand its trial as canary."""
+        return "withdraw" in self.seen_at or any(not report["accepted"] for report in self.reports)
 
     @property
     def out(self) -> int:
@@ -135,7 +140,8 @@ class Watch:
             ends = partial(self._at_end, role)
             for batch in read(options, f"{settings.name}-demo", settings.topic(role), spans, ends):
                 for message in batch:
-                    take(message, decode(message))
+                    if (record := decode(message)) is not None:
+                        take(message, record)
                 if self._stopped.is_set():
                     return
 
@@ -146,7 +152,7 @@ class Watch:
             ("outcomes", count, avro, tally.outcome),
             ("retraining_triggers", 1, avro, tally.trigger),
             ("retraining_reports", 1, avro, tally.report),
-            ("model_releases", 1, avro, tally.release),
+            ("model_releases", 1, lambda message: avro(message) if is_history(message) else None, tally.release),
         ]
         self._connecting = {(role, p) for role, partitions, _, _ in takers for p in range(partitions)}
         self._connected = threading.Event()
@@ -177,14 +183,24 @@ class Watch:
         self._pool.shutdown(wait=True)
 
 
+def is_history(message: Message) -> bool:
+    """Whether a record of the releases is an entry of their history: a slot's own says the same, or nothing."""
+    return (message.key() or b"").startswith(HISTORY.encode())
+
+
 def signal_means(metrics_text: str) -> dict[str, float]:
     """Latest mean of every drift signal out of the monitor's /metrics."""
-    return {
-        sample.labels["signal"]: sample.value
-        for family in text_string_to_metric_families(metrics_text)
-        for sample in family.samples
-        if sample.name == "pipeline_drift_signal_mean"
-    }
+    return {s.labels["signal"]: s.value for s in _samples(metrics_text, "pipeline_drift_signal_mean")}
+
+
+def models_in_use(metrics_text: str) -> set[str]:
+    """Versions in service, out of a worker's /metrics."""
+    return {s.labels["model_version"] for s in _samples(metrics_text, "pipeline_model_info")}
+
+
+def _samples(metrics_text: str, name: str) -> Iterator[Sample]:
+    for family in text_string_to_metric_families(metrics_text):
+        yield from (sample for sample in family.samples if sample.name == name)
 
 
 def moved(means: Mapping[str, float], baseline: Mapping[str, tuple[float, float]]) -> list[tuple[str, float, float]]:
@@ -200,12 +216,14 @@ def moved(means: Mapping[str, float], baseline: Mapping[str, tuple[float, float]
 def step(tally: Tally, feed: Feed) -> str:
     """Where the loop is, in words."""
     seen = tally.seen_at
+    if tally.given_up:
+        return "the successor was withdrawn" if "withdraw" in seen else "the gate refused the successor"
+    if "promote" in seen:
+        return f"{tally.successor} is champion"
     if "prediction" in seen:
-        return f"successor {tally.successor} serves"
-    if "release" in seen:
-        return f"successor {tally.successor} released, the workers load it"
-    if "report" in seen:  # without a release
-        return "the gate refused the successor"
+        return f"{tally.successor} is on trial as canary, with half of the events"
+    if "canary" in seen:
+        return f"the gate accepted {tally.successor}, the workers load it"
     if "trigger" in seen:
         return "drift trigger: a successor is trained on what came since the change"
     return "watching" if feed.shifted_at is None else f"{SHIFTED} reads {SHIFT} too high; nobody has noticed yet"
@@ -213,7 +231,7 @@ def step(tally: Tally, feed: Feed) -> str:
 
 def live(tally: Tally, feed: Feed, lag: int | None, signals: list[tuple[str, float, float]]) -> RenderableType:
     """The view while it runs."""
-    held = "; the rest waits for the successor" if feed.held else ""
+    held = "" if feed.held_at is None else "; the rest waits for the successor"
     rows = [
         ("input", f"{feed.sent:,} of {len(tally.plan):,} events sent, {feed.labelled:,} labels{held}"),
         ("throughput", f"{tally.rate():,.0f} events/s"),

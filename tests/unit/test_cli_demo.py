@@ -35,19 +35,20 @@ def prediction(plan: Plan, row: int, version: str = FIRST) -> dict[str, Any]:
     return {"event_id": f"row-{plan.first_row + row}", "model_version": version, "event_time": datetime.now(UTC)}
 
 
-def outcome(plan: Plan, row: int, version: str, *, right: bool = True) -> dict[str, Any]:
+def outcome(plan: Plan, row: int, version: str, *, right: bool = True, role: str = "champion") -> dict[str, Any]:
     label = plan.labels()[row]
     predicted = label if right else "neither"
     return {
         "event_id": f"row-{plan.first_row + row}",
         "model_version": version,
+        "role": role,
         "label": label,
         "predicted": predicted,
     }
 
 
-def release(version: str, slot: str = "champion") -> dict[str, Any]:
-    return {"model_version": version, "slot": slot, "reason": "because"}
+def release(version: str, action: str) -> dict[str, Any]:
+    return {"model_version": version, "action": action, "reason": "because"}
 
 
 def report(*, accepted: bool = True) -> dict[str, Any]:
@@ -69,16 +70,18 @@ def trigger(plan: Plan, events: int, version: str = FIRST) -> dict[str, Any]:
 
 
 def perfect(plan: Plan) -> demo_view.Tally:
-    """Every row predicted once; right before the shift, wrong after it, right again once the successor serves."""
+    """Every row predicted once; right before the shift, wrong after it, right again where the successor serves."""
     tally = demo_view.Tally(plan, FIRST)
     for row in range(len(plan)):
-        version = FIRST if row < plan.hold_at else SECOND
+        is_canary = plan.canary_at <= row < plan.champion_at and row % 2 == 0
+        version = SECOND if is_canary or row >= plan.champion_at else FIRST
         tally.prediction(message(), prediction(plan, row, version))
-        right = row < plan.shift_at or row >= plan.hold_at
-        tally.outcome(message(), outcome(plan, row, version, right=right))
+        right, role = row < plan.shift_at or version == SECOND, "canary" if is_canary else "champion"
+        tally.outcome(message(), outcome(plan, row, version, right=right, role=role))
     tally.trigger(message(), trigger(plan, 100))
-    tally.release(message(key=b"release/0"), release(FIRST))
-    tally.release(message(key=b"release/1"), release(SECOND))
+    tally.release(message(), release(FIRST, "release"))
+    tally.release(message(), release(SECOND, "canary"))
+    tally.release(message(), release(SECOND, "promote"))
     tally.report(message(), report())
     return tally
 
@@ -106,8 +109,8 @@ def test_shuttle_data_comes_out_of_rivers_wheel() -> None:
 
 
 def test_the_later_rows_are_shifted_in_one_sensor(plan: Plan) -> None:
-    """Only the shifted sensor changes, only from the shift on, by the shift; the hold is later."""
-    assert (plan.shift_at, plan.hold_at) == (150, 300)
+    """Only the shifted sensor changes, only from the shift on, by the shift; the successor comes later."""
+    assert (plan.shift_at, plan.canary_at, plan.champion_at) == (150, 300, 350)
     whole = demo_data.shuttle().slice(1_000, ROWS)
     for name in whole.column_names:
         difference = plan.table.column(name).to_numpy() - whole.column(name).to_numpy()
@@ -172,31 +175,37 @@ def test_a_loop_that_closed_has_no_problems(plan: Plan) -> None:
     """Everything once, the shift found, the successor better: nothing to complain of, and all of it is told."""
     found = verdict(perfect(plan))
     assert (found.lost, found.duplicates, found.lost_outcomes, found.extra_outcomes) == (0, 0, 0, 0)
-    assert (found.before, found.during, found.after) == ((1.0, 150), (0.0, 150), (1.0, 100))
+    assert (found.before, found.during, found.canary, found.after) == ((1.0, 150), (0.0, 175), (1.0, 25), (1.0, 50))
     assert [events for events, _ in found.found] == [100]
     assert found.problems() == []
     told = text_of(found)
     for part in (
         "accuracy 1.0000 of 150 outcomes, model one",
-        "accuracy 0.0000 of 150 outcomes, the same model",
-        "accuracy 1.0000 of 100 outcomes, model two",
+        "accuracy 0.0000 of 175 outcomes, the same model",
+        "accuracy 1.0000 of 25 outcomes, model two, with half",
+        "accuracy 1.0000 of 50 outcomes, model two",
         "accepted two, judged by 500 labelled events",
         "passed  better: is it",
-        "two champion: because",
+        "two promote: because",
     ):
         assert part in told
 
 
 def test_the_first_model_is_no_successor(plan: Plan) -> None:
-    """It is released too, so that there is something to succeed; slots' own records and canaries count for nothing."""
+    """It is released too, so that there is something to succeed."""
     tally = demo_view.Tally(plan, FIRST)
     assert tally.successor is None
-    tally.release(message(key=b"release/0"), release(FIRST))
-    tally.release(message(key=b"champion"), release(SECOND))
+    tally.release(message(), release(FIRST, "release"))
     assert tally.successor is None
-    tally.release(message(key=b"release/1"), release(SECOND))
-    assert tally.successor == SECOND
+    tally.release(message(), release(SECOND, "canary"))
+    assert (tally.successor, tally.given_up) == (SECOND, False)
     assert [entry["model_version"] for entry in tally.releases] == [FIRST, SECOND]
+
+
+def test_slots_are_no_history() -> None:
+    """Their own records say the same again, or nothing at all: an empty slot is a tombstone."""
+    assert demo_view.is_history(message(key=b"release/0"))
+    assert not any(demo_view.is_history(message(None, key=key)) for key in (b"canary", b"champion", b""))
 
 
 def steps(tally: demo_view.Tally, feed: Any, happen: Sequence[Any]) -> list[str]:
@@ -208,23 +217,28 @@ def steps(tally: demo_view.Tally, feed: Any, happen: Sequence[Any]) -> list[str]
 
 
 def test_each_step_of_the_loop_is_told(plan: Plan) -> None:
-    """As they come: nothing yet, the shift, trigger, release, predictions; or the gate's no."""
+    """As they come: nothing yet, the shift, trigger, canary, its predictions, promotion; or the end of it."""
     tally, feed = demo_view.Tally(plan, FIRST), SimpleNamespace(shifted_at=None)
     happen = [
         lambda: setattr(feed, "shifted_at", 1.0),
         lambda: tally.trigger(message(), trigger(plan, 10)),
-        lambda: tally.release(message(key=b"release/0"), release(FIRST)),
-        lambda: tally.release(message(key=b"release/1"), release(SECOND)),
+        lambda: tally.release(message(), release(FIRST, "release")),
+        lambda: tally.release(message(), release(SECOND, "canary")),
         lambda: tally.prediction(message(), prediction(plan, 1, FIRST)),
         lambda: tally.prediction(message(), prediction(plan, 2, SECOND)),
+        lambda: tally.release(message(), release(SECOND, "promote")),
     ]
     told = steps(tally, feed, happen)
-    beginnings = ["watching", "f1 reads 19", "drift trigger", "drift trigger", *["successor two released"] * 2]
-    assert [text[: len(start)] for text, start in zip(told, beginnings, strict=False)] == beginnings
-    assert told[-1] == "successor two serves"
+    beginnings = ["watching", "f1 reads 19", "drift trigger", "drift trigger", *["the gate accepted two"] * 2]
+    beginnings += ["two is on trial as canary", "two is champion"]
+    assert [text[: len(start)] for text, start in zip(told, beginnings, strict=True)] == beginnings
+    tally.release(message(), release(SECOND, "withdraw"))
+    assert demo_view.step(tally, feed) == "the successor was withdrawn"
+    assert tally.given_up
     refused = demo_view.Tally(plan, FIRST)
     refused.report(message(), report(accepted=False))
     assert demo_view.step(refused, feed) == "the gate refused the successor"
+    assert refused.given_up
 
 
 def test_a_trigger_before_the_shift_is_a_false_alarm(plan: Plan) -> None:
@@ -245,7 +259,10 @@ def test_a_loop_that_did_not_close_is_a_problem(plan: Plan) -> None:
     assert verdict(tally).problems() == ["the monitor did not find the shift", missing]
     tally.trigger(message(), trigger(plan, 0))
     tally.report(message(), report(accepted=False))
-    assert verdict(tally).problems() == ["the gate refused the successor: better: is it", missing]
+    refused = "the gate refused the successor: better: is it"
+    assert verdict(tally).problems() == [refused, missing]
+    tally.release(message(), release(SECOND, "withdraw"))
+    assert verdict(tally).problems() == [refused, "the canary was withdrawn: because", missing]
 
 
 def test_a_successor_that_is_no_better_is_a_problem(plan: Plan) -> None:
@@ -287,6 +304,18 @@ def test_dead_letters_are_compared_byte_by_byte(plan: Plan) -> None:
     assert (found.lost, found.extra_dead_letters, found.wrong_reasons) == (0, 0, 0)
     assert tally.reasons == Counter(tombstone=1, empty_value=1)
     assert found.problems() == []
+
+
+def test_models_in_use_are_those_of_now() -> None:
+    """Versions that only have made predictions are not."""
+    text = (
+        "# TYPE pipeline_model_info gauge\n"
+        'pipeline_model_info{device="cpu",model_id="demo",model_version="two"} 1.0\n'
+        "# TYPE pipeline_predictions counter\n"
+        'pipeline_predictions_total{model_version="one",role="champion"} 7.0\n'
+    )
+    assert demo_view.models_in_use(text) == {"two"}
+    assert demo_view.models_in_use("") == set()
 
 
 def test_signals_are_ranked_by_their_distance_from_the_baseline() -> None:
