@@ -133,8 +133,7 @@ ERROR_TRIGGER: dict[str, Step] = _named(
     "with a rise of errors, ",
     {
         "after the record": Step("after", "pipeline.bus.transactions:TransactionalProducer.send", **ONCE),
-        **around(f"{ERRORS}._write", within=f"{ERRORS}.send", **ONCE),
-        **around(f"{CLIENT}.send_offsets_to_transaction", **ONCE),
+        "after writing ahead": Step("after", f"{ERRORS}._write", within=f"{ERRORS}.send", **ONCE),
         **around(f"{CLIENT}.commit_transaction", **ONCE),
     },
 )
