@@ -20,7 +20,7 @@ from pipeline.scoring.flow import Flow
 from tests.simulation import schedule
 from tests.simulation.brokers import Cluster
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 #: About 40 a second on an idle core, 10 while coverage is measured; what `make matrix` adds to them.
 SEEDS, SEEDS_MORE = 500, 4_000
