@@ -33,7 +33,7 @@ NAME = "demo"
 WORKERS = 2
 #: 35,000 events take about 30 s, and what waits for the successor some seconds more.
 RATE = 1_200.0
-#: Six processes import torch or Faust and warm up; on a cold disk, or two busy cores, that takes longest.
+#: Five processes import torch or Faust and warm up; on a cold disk, or two busy cores, that takes longest.
 START_TIMEOUT_S = 120.0
 #: After the events stopped to wait for it, a successor must serve within this: some seconds of training, again after
 #: 15 s if the labels were too few. With ten other processes on the two cores it took a minute.
@@ -49,6 +49,14 @@ PLAIN_EVERY_S = 5.0
 SETTINGS = """
 [labels]
 enabled = true
+
+# One shift, one alarm: a second one, by the errors or after the usual 10,000 events, would train a second successor
+# while the first is on trial.
+[quality]
+enabled = false
+
+[drift]
+cooldown_events = 50_000
 
 [retraining]
 enabled = true

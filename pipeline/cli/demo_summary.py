@@ -110,11 +110,10 @@ class Verdict:
     def _loop(self) -> Iterator[tuple[str, str]]:
         tally = self._tally
         yield "before the shift", _said(self.before, f"model {tally.version}")
-        for n, (events, trigger) in enumerate(self.found):
+        for events, trigger in self.found:
             place = f"{events:,} events after the shift" if events >= 0 else f"{-events:,} events BEFORE the shift"
             yield "trigger", f"{trigger['severity']}, {place}; id {trigger['trigger_id'][:16]}"
-            # Later ones are of the same shift as the labels show it, and repeat what moved beside the errors.
-            yield from (("", _evidence(signal)) for signal in trigger["signals"][: 1 if n else None])
+            yield from (("", _evidence(signal)) for signal in trigger["signals"])
         if not tally.triggers:
             yield "trigger", "NONE: the shift was not found"
         yield "after the shift", _said(self.during, f"the same model; {SHIFTED} reads {SHIFT} too high")

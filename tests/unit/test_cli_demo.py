@@ -241,6 +241,32 @@ def test_each_step_of_the_loop_is_told(plan: Plan) -> None:
     assert refused.given_up
 
 
+def test_what_is_shown_meanwhile_names_the_wait(plan: Plan) -> None:
+    """On a terminal a table, elsewhere a line: progress, the accuracy of now, where the loop is."""
+    tally = demo_view.Tally(plan, FIRST)
+    feed: Any = SimpleNamespace(sent=300, labelled=280, held_at=300, shifted_at=1.0)
+    assert "accuracy -  f1 reads 19" in demo_view.plain(tally, feed)
+    for row, right in enumerate((True, True, True, False)):
+        tally.prediction(message(), prediction(plan, row))
+        tally.outcome(message(), outcome(plan, row, FIRST, right=right))
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(demo_view.live(tally, feed, 20, [("f1", 1.5, 66.0)]))
+    table = capture.get()
+    for part in (
+        "300 of 400 events sent, 280 labels; the rest waits for the successor",
+        "0.750 of the last 4 outcomes",
+        "20 events not yet committed",
+        "f1 +1.50 sd",
+    ):
+        assert part in table
+    feed.held_at = None
+    with console.capture() as capture:
+        console.print(demo_view.live(tally, feed, None, []))
+    assert "waits" not in capture.get()
+    assert demo_view.plain(tally, feed).startswith("sent 300/400  out 4 ")
+
+
 def test_a_trigger_before_the_shift_is_a_false_alarm(plan: Plan) -> None:
     """Triggers are placed by the events the monitor had seen; those on the successor are counted from elsewhere."""
     tally = perfect(plan)
