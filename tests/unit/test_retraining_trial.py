@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.trial import ALLOWED, OUTPUT, answers, trial, watch
+from pipeline.measures import measure
 from pipeline.measures.scored import Scored
 from pipeline.records import OutputContract
 from pipeline.retraining.trial import HOUR_MS, SILENT_MS, Trial, Verdict, Watch
@@ -82,6 +83,32 @@ def test_one_that_is_as_often_right_and_too_sure_is_not_promoted() -> None:
     )
     generous = GateSettings(log_loss_worse_max=99.0, ece_worse_max=1.0)
     assert told(make(gate=generous), rows(16_000, 0.2), sure).action == "promote"
+
+
+def test_a_log_loss_that_only_seems_worse_makes_it_wait() -> None:
+    """Half the errors, each made with much confidence: eight hundredths more log loss, which chance may have made."""
+    champion, canary = rows(8_000, 0.2), rows(600, 0.1, 1)
+    right = (canary.outputs[:, 0] > 0.5) == (canary.truth == 1)
+    of_champion = measure(champion, OUTPUT)["metrics"]["log_loss"]
+    needed = (1.08 * of_champion + right.mean() * np.log(0.9)) / (1 - right.mean())
+    sure = np.where(right, 0.9, np.exp(-needed))
+    canary = Scored(np.where(canary.truth == 1, sure, 1 - sure)[:, None], canary.truth, canary.times_ms)
+    verdict = told(make(gate=GateSettings(ece_worse_max=1.0)), champion, canary)
+    assert verdict.action == "wait"
+    assert verdict.reason.endswith("log loss seems worse beyond 5%")
+
+
+def test_a_wrong_withdrawal_by_either_of_two_losses_has_half_of_alpha_each() -> None:
+    """Of canaries around the limit, those whose lower bound of one of them is above 0."""
+    found = Counter[str]()
+    for seed in range(40):
+        one = make()
+        verdict = told(one, rows(2_000, 0.2, seed), rows(500, 0.29, 100 + seed))
+        halves = [b.half_width(one._champion, one._canary, BOUNDS.alpha / 2) for b in one._beyond]
+        beyond = any(b.mean > half for b, half in zip(one._beyond, halves, strict=True))
+        assert (verdict.action == "withdraw") == beyond
+        found[verdict.action] += 1
+    assert min(found["withdraw"], found["wait"]) >= 5, found
 
 
 def test_outputs_that_are_no_probabilities_are_judged_by_their_errors() -> None:
