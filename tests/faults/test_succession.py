@@ -62,6 +62,7 @@ def test_a_succession_killed_at_every_step_is_carried_out_once(market: Market, c
         assert process.wait(PATIENCE_S) == -signal.SIGKILL, f"{step}: {market.log()[-3000:]}"
     process = market.start("run", "retrainer", sets=SETS)
     eventually(lambda: len(reports(market)) == 1, "the report")
+    eventually(lambda: '"running"' in market.log().rpartition("killed at")[2], "the last process at work")
     time.sleep(3.0)  # for one that should not come
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE_S) == 0, market.log()[-3000:]
