@@ -19,42 +19,21 @@ import numpy as np
 
 from benchmarks.drift import market, policies
 from benchmarks.drift.elec2_report import page, plot
-from benchmarks.drift.loop import Loop, Told
+from benchmarks.drift.loop import SETTINGS, Loop, Told
 from benchmarks.drift.policies import Numbers
+from benchmarks.drift.rehearsal import rehearse
 from pipeline.bus.embedded import EmbeddedKafka
 from pipeline.cli.context import quiet_logs
 from pipeline.cli.processes import ProcessGroup
 from pipeline.settings import Settings
 
 HERE = Path(__file__).parent
-#: What is not a default, and why.
-SETTINGS = """\
-[topics]
-partitions = 1                # days come in order
-[labels]
-enabled = true
-[observe]
-enabled = false               # no ports
-[delivery]
-commit_interval_ms = 20       # a day is seen by all roles in 0.2 s
-[drift]
-cooldown_events = 4000        # twelve weeks; 10,000 would allow for three triggers of inputs in all
-[retraining]
-enabled = true
-epochs_max = 10               # windows are short: more of them learn the window by heart
-per_day_max = 1000            # two years pass in minutes
-flips_max = 1.0               # half of the classes of this market turn over at a change
-separation_max = 1.0          # the price of the neighbour alone tells the classes apart at times (AUC 0.96)
-[gate]
-rows_min = 200                # four days; with a fifth of the window: three weeks since a change
-alpha = 0.2                   # so few rows show five points at best
-ece_worse_max = 1.0           # nor do they show a calibration
-log_loss_worse_max = 1.0
-latency_ratio_max = 1000      # models of microseconds on a machine that is busy with five roles
-"""
-#: What the offline policies retrain on. Of 1,000, 2,000 and 4,000 the best for every 1,000 rows.
+#: What the offline policies retrain on. Every 1,000 rows it gives an accuracy of 0.767, and 1,000 rows give 0.758; with
+#: up to 60 epochs 0.767 and 0.761, and 4,000 rows 0.753.
 WINDOW = 2_000
 EVERY = 1_000
+#: Seeds of training with which the loop is rehearsed without Kafka, to see how much is luck.
+SEEDS = 3
 #: Rows of one point of the plot.
 PLOT_ROWS = 1_000
 
@@ -116,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="elec2-") as scratch:
         settings = market.make(Path(scratch) / "project", "elec2", settings=SETTINGS)
         others = compared(settings, len(told.retrainings))
+        rehearsed = [rehearse(settings, seed) for seed in range(SEEDS)]
     rows = [summary(name, *answer) for name, answer in others.items()]
     rows.append(summary("the loop on Kafka", told.predicted, len(told.retrainings)))
     found = {
@@ -129,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "released": sum(one.accepted for one in told.retrainings),
         "retrainings": [asdict(one) for one in told.retrainings],
         "policies": rows,
+        "rehearsed": [[policies.measured(r.predicted)["accuracy"], r.trainings, r.released] for r in rehearsed],
     }
     (HERE / "elec2.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     (HERE / "elec2.svg").write_text(plot(found), "utf-8")

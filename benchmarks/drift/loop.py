@@ -29,6 +29,31 @@ from pipeline.cli.wiring import connect, ensure_topics
 from pipeline.records import RetrainingTrigger
 from pipeline.settings import Settings
 
+#: What is not a default, and why.
+SETTINGS = """\
+[topics]
+partitions = 1                # days come in order
+[labels]
+enabled = true
+[observe]
+enabled = false               # no ports
+[delivery]
+commit_interval_ms = 20       # a day is seen by all roles in 0.2 s
+[drift]
+cooldown_events = 4000        # twelve weeks; 10,000 would allow for three triggers of inputs in all
+[retraining]
+enabled = true
+epochs_max = 10               # windows are short: more of them learn the window by heart
+per_day_max = 1000            # two years pass in minutes
+flips_max = 1.0               # half of the classes of this market turn over at a change
+separation_max = 1.0          # the price of the neighbour alone tells the classes apart at times (AUC 0.96)
+[gate]
+rows_min = 200                # four days; with a fifth of the window: three weeks since a change
+alpha = 0.2                   # so few rows show five points at best
+ece_worse_max = 1.0           # nor do they show a calibration
+log_loss_worse_max = 1.0
+latency_ratio_max = 1000      # models of microseconds on a machine that is busy with five roles
+"""
 #: For one day to pass through all roles. They take 0.2 s; the first day waits for five imports of torch.
 DAY_TIMEOUT_S = 180.0
 #: The retrainer looks for labels every 15 s; then it trains.

@@ -1,6 +1,6 @@
 """`python -m benchmarks.drift.rehearsal [--seeds 3]`: the loop on Elec2 without Kafka, to see how much is luck.
 
-The same parts in one process: monitor, watch of errors, `pipeline retrain`, gate, under the settings of elec2.py. A
+The same parts in one process: monitor, watch of errors, `pipeline retrain`, gate, under the settings of loop.py. A
 minute a seed, which is that of the training. Prints, for each seed, what the loop did and how good it was.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.drift import market, policies
-from benchmarks.drift.elec2 import SETTINGS
+from benchmarks.drift.loop import SETTINGS
 from benchmarks.drift.market import DELAY, START_MS, STEP_MS
 from benchmarks.drift.policies import Numbers
 from pipeline.cli.context import quiet_logs

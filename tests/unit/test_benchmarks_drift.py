@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from benchmarks.drift import elec2, elec2_report, market, policies
+from benchmarks.drift import elec2_report, loop, market, policies
 from benchmarks.drift.synthetic import Card, river_alone, stationary
 from pipeline.retraining import window
 from pipeline.retraining.window import Wanted
@@ -27,7 +28,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     (folder / "schemas").mkdir()
     schema = {"type": "record", "name": "Elec2Event", "fields": fields}
     (folder / "schemas/event.avsc").write_text(json.dumps(schema), "utf-8")
-    (folder / "pipeline.toml").write_text(elec2.SETTINGS, "utf-8")
+    (folder / "pipeline.toml").write_text(loop.SETTINGS, "utf-8")
     return load(folder / "pipeline.toml", environment={})
 
 
@@ -120,6 +121,7 @@ def _found(often: float = 0.8) -> dict[str, object]:
         "released": 1,
         "retrainings": done,
         "policies": policies_,
+        "rehearsed": [[0.76, 11, 5], [0.74, 9, 3]],
     }
 
 
@@ -132,6 +134,9 @@ def test_the_page_tells_trainings_and_why_one_was_refused() -> None:
     page = elec2_report.page(_found())
     assert "| the loop on Kafka | 0.7750 | 0.100 | 0.050 | 0.500 | 2 |" in page
     assert "gains **75%**" in page
+    assert "- better than static: yes\n- 80 % of what the frequent schedule gains: **no**\n- with a quarter" in page
+    assert "of its trainings: yes\n" in page
+    assert "| 1 | 0.7400 | 9 | 3 |" in page
     assert "`a`, `b`, `c` and 1 more | refused: better, mcnemar |" in page
 
 
@@ -141,6 +146,14 @@ def test_the_plot_has_a_line_a_policy_and_a_mark_a_release() -> None:
     assert tags.count("polyline") == 3
     marks = [e for e in drawn.iter() if e.get("d", "").endswith("v-10")]
     assert len(marks) == 1
+
+
+def test_the_results_are_of_the_run_that_lies_beside_them() -> None:
+    """RESULTS.md and the plot are what elec2.json says."""
+    folder = Path(elec2_report.__file__).parent
+    found = json.loads((folder / "elec2.json").read_text("utf-8"))
+    assert (folder / "RESULTS.md").read_text("utf-8") == elec2_report.page(found)
+    assert (folder / "elec2.svg").read_text("utf-8") == elec2_report.plot(found)
 
 
 def test_the_card_counts_the_first_alarm_after_the_drift_and_no_other() -> None:
