@@ -99,22 +99,23 @@ def _run_here(settings: Settings, flags: Flags, role: RoleName, slot: int) -> No
         fault = runner.run(run_role(settings, role.value, slot, flags.as_arguments()))
         # Its idle threads end. The runner's own end waits for the busy ones too, for as long as they take.
         executor.shutdown(wait=False)
+        _leave_if_stuck(fault)
         if fault is not None:
-            _leave_if_stuck(fault)
             raise fault
 
 
-def _leave_if_stuck(fault: PipelineError) -> None:
-    """Exit here and now if a thread would hold up the end: in a model, or a commit while no broker answers."""
+def _leave_if_stuck(fault: PipelineError | None) -> None:
+    """Exit here and now if a thread would hold up the end: in a model, or waiting for a broker that does not answer."""
     others = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
     give_up = time.monotonic() + STUCK_AFTER_S
     for thread in others:
         thread.join(max(give_up - time.monotonic(), 0.0))
     if any(thread.is_alive() for thread in others):
-        print_error(str(fault))
+        if fault is not None:
+            print_error(str(fault))
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(fault.exit_code)
+        os._exit(0 if fault is None else fault.exit_code)
 
 
 def _run_group(settings: Settings, flags: Flags, role: RoleName, workers: int) -> int:
