@@ -50,12 +50,17 @@ def test_fewer_than_ten_blocks_say_nothing() -> None:
 
 
 def test_values_that_hang_together_have_wider_bounds() -> None:
-    """Each value sixteen times in a row is as much as a sixteenth of the values."""
+    """Each value sixteen times in a row is as much as a sixteenth of the values; four times, though blocks are single."""
     values = np.random.default_rng(1).normal(size=1024)
     found, repeated = BlockMeans(), BlockMeans()
     found.add(values)
     repeated.add(np.repeat(values, 16))
     assert repeated.half_width(2.0) == pytest.approx(found.half_width(2.0), rel=1e-9)
+    few, four_times = BlockMeans(), BlockMeans()
+    few.add(values[:32])
+    four_times.add(np.repeat(values[:32], 4))
+    assert four_times.length == 1
+    assert four_times.half_width(2.0) == pytest.approx(few.half_width(2.0), rel=1e-9)
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2])
