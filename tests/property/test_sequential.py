@@ -50,7 +50,7 @@ def test_fewer_than_ten_blocks_say_nothing() -> None:
 
 
 def test_values_that_hang_together_have_wider_bounds() -> None:
-    """Each value sixteen times in a row is as much as a sixteenth of the values; four times, though blocks are single."""
+    """Each value sixteen times in a row is as much as a sixteenth of the values; four times likewise."""
     values = np.random.default_rng(1).normal(size=1024)
     found, repeated = BlockMeans(), BlockMeans()
     found.add(values)
