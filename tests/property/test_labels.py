@@ -38,7 +38,7 @@ class Formats:
         """What a worker writes."""
         record = {"event_id": event_id, "event_time": 5_000, "model_id": "m", "model_version": "1", "role": "champion"}
         record |= {"outputs": [0.25, 0.75], "label": "yes", "partition": 0, "offset": offset, "produced_at": 6_000}
-        record |= {"slices": {"region": event_id}}
+        record |= {"slices": {"region": event_id}, "calibration_id": "c0ffee", "uncalibrated_outputs": [0.125, 0.875]}
         return self.rows.encode(self._ids["prediction"], self._schemas["prediction"], record)
 
     def label(self, event_id: str, label: str) -> bytes:
@@ -285,6 +285,7 @@ def test_each_pair_comes_out_once_with_the_first_label(steps: list[tuple[Any, ..
     for outcome in world.outcomes:
         assert outcome["predicted"] == "yes"
         assert outcome["slices"] == {"region": outcome["event_id"]}
+        assert (outcome["calibration_id"], outcome["uncalibrated_outputs"]) == ("c0ffee", [0.125, 0.875])
         assert outcome["offset"] == EVENTS.index(outcome["event_id"])
         np.testing.assert_allclose(outcome["outputs"], [0.25, 0.75])
     # Each label was counted as one thing, in the commit that it came with.
