@@ -145,7 +145,7 @@ class Succession:
                 return await asyncio.to_thread(self._attempt, trigger)
             except _NotYetError as error:
                 if time.monotonic() > give_up_at:
-                    log.warning("no successor: too few labels", trigger_id=trigger.trigger_id, error=str(error))
+                    log.warning("no successor, given up", trigger_id=trigger.trigger_id, error=str(error))
                     return None
                 log.info("successor has to wait", trigger_id=trigger.trigger_id, error=str(error))
             except UnreachableError as error:
@@ -163,6 +163,9 @@ class Succession:
                 told = {"of": trigger.model_version, "champion": champion.model_version}
                 log.info("trigger is of a model no longer in service", trigger_id=trigger.trigger_id, **told)
                 return None
+            canary = self._releases.state().canary
+            if canary is not None and self._settings.trial.enabled:
+                raise _NotYetError(f"{canary.model_version} is on trial: it may be what the trigger asks for")
             if (by := answered_by(exchange, trigger)) is not None:
                 log.info("trigger was answered by a training since", trigger_id=trigger.trigger_id, answered_by=by)
                 return None
@@ -257,4 +260,4 @@ def answered_by(exchange: Path, trigger: RetrainingTrigger) -> str | None:
 
 
 class _NotYetError(PipelineError):
-    """Too few labelled events: more will come."""
+    """Too few labelled events, or another successor on trial: that will pass."""
