@@ -46,7 +46,7 @@ def settings_markdown() -> str:
     lines = [
         "# Settings",
         "",
-        "<!-- Written by `python -m pipeline.cli.reference > docs/settings.md`; edit pipeline/settings.py instead. -->",
+        "<!-- Written by `python -m pipeline.cli.reference > docs/settings.md`; edit pipeline/sections/ instead. -->",
         "",
         f"Settings come from `{DEFAULT_FILE}` in the current folder, or from the file given with `--config`. An",
         f"environment variable `{ENVIRONMENT_PREFIX}SECTION__KEY` overrides the file, and a flag overrides both.",

@@ -13,8 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "pipeline"
 
 VOCABULARY = {"records", "contracts", "errors", "settings"}
-#: Folders of the vocabulary: pure functions that every room may use, and that import no room.
-SHARED = {"measures"}
+#: Folders of the vocabulary: pure functions and plain data that every room may use, and that import no room.
+SHARED = {"measures", "sections"}
 #: They import rooms; `cli` may use `topology`, never the other way round.
 WIRING = {"topology": {"topology"}, "cli": {"cli", "topology"}}
 
