@@ -1,6 +1,7 @@
 """Reading partitions without a consumer group: nothing a person looks at moves anybody's offsets."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -91,20 +92,39 @@ def read_to_ends(options: ClientOptions, group: str, topic: str, stop: threading
         _close(consumer)
 
 
+def unless_silent(batches: Iterator[list[Message]], topic: str, silence_s: float) -> Iterator[list[Message]]:
+    """The same, until nothing has come for `silence_s` although there is more. Raises UnreachableError then."""
+    heard_at = time.monotonic()
+    for messages in batches:
+        if messages:
+            heard_at = time.monotonic()
+        elif time.monotonic() - heard_at > silence_s:
+            raise UnreachableError(f"topic {topic}: nothing has come for {silence_s:.0f} s; is Kafka there?")
+        yield messages
+
+
+def by_partition(topic: str, messages: list[Message]) -> Iterator[RecordBatch]:
+    """Messages of a topic as one record batch a partition, in their order."""
+    partitions: dict[int, list[Message]] = {}
+    for message in messages:
+        partitions.setdefault(message.partition(), []).append(message)
+    for partition, part in partitions.items():
+        yield RecordBatch(
+            topic,
+            partition,
+            [m.offset() for m in part],
+            [m.key() for m in part],
+            [m.value() for m in part],
+            [m.timestamp()[1] for m in part],
+        )
+
+
 def record_batches(
     options: ClientOptions, group: str, topic: str, partition: int, start: int, end: int
 ) -> Iterator[RecordBatch]:
     """Committed records of one partition from `start` to `end` (exclusive), as far as they are still there."""
     for messages in read(options, group, topic, {partition: Span(start, end)}, auto_offset_reset="earliest"):
-        if messages:
-            yield RecordBatch(
-                topic,
-                partition,
-                [m.offset() for m in messages],
-                [m.key() for m in messages],
-                [m.value() for m in messages],
-                [m.timestamp()[1] for m in messages],
-            )
+        yield from by_partition(topic, messages)
 
 
 def _belongs(message: Message, left: dict[int, Span]) -> bool:

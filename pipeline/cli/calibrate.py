@@ -1,6 +1,5 @@
 """`pipeline calibrate`: probabilities made to mean what they say, by the newest outcomes of the model in service."""
 
-import time
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -14,12 +13,12 @@ from confluent_kafka.admin import AdminClient
 from pipeline import codec
 from pipeline.bus import topics
 from pipeline.bus.clients import ClientOptions
-from pipeline.bus.reading import Span, read
+from pipeline.bus.reading import Span, read, unless_silent
 from pipeline.cli.context import local_time, say, settings_of, stdout, table
 from pipeline.cli.evaluate_source import SILENCE_S, Bound, Range, spans
 from pipeline.cli.releasing import decide, open_releases
 from pipeline.cli.wiring import connect
-from pipeline.errors import ContractError, DataError, UnreachableError
+from pipeline.errors import ContractError, DataError
 from pipeline.measures.scored import Scored
 from pipeline.models.calibrations import Calibration, id_of, parameters_of
 from pipeline.models.releases import Decision, Releases
@@ -186,12 +185,7 @@ def _outcomes(
 ) -> Iterator[Outcomes]:
     """Outcomes of one version, whatever slot it was in."""
     decoder = codec.ColumnarDecoder(codec.registry_of(settings), codec.load_schema("outcome"))
-    heard_at = time.monotonic()
-    for messages in read(options, f"{settings.name}-calibrate", topic, at):
-        if messages:
-            heard_at = time.monotonic()
-        elif time.monotonic() - heard_at > SILENCE_S:
-            raise UnreachableError(f"topic {topic}: nothing has come for {SILENCE_S:.0f} s; is Kafka there?")
+    for messages in unless_silent(read(options, f"{settings.name}-calibrate", topic, at), topic, SILENCE_S):
         columns = decoder.decode([message.value() for message in messages]).columns
         wanted = pc.and_(
             pc.equal(columns.column("model_id"), identity.model_id),

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline import codec
 from pipeline.bus import topics
-from pipeline.bus.reading import Span, read
+from pipeline.bus.reading import Span, read, unless_silent
 from pipeline.cli.context import BROKER_WAIT_S
 from pipeline.cli.events import COLUMN_ATTRIBUTE, EventEncoder, avro_names, to_timestamps
 from pipeline.cli.training import _ordered, fingerprint
@@ -239,13 +238,9 @@ class TopicSource:
 
     def chunks(self) -> Iterator[Chunk]:
         """See Source. Raises UnreachableError when nothing comes any more."""
-        left, heard_at = self._rows_max, time.monotonic()
-        waiting: list[Message] = []
-        for batch in read(self._options, self._group, self._topic, self._spans):
-            if batch:
-                heard_at = time.monotonic()
-            elif time.monotonic() - heard_at > SILENCE_S:
-                raise UnreachableError(f"topic {self._topic}: nothing has come for {SILENCE_S:.0f} s; is Kafka there?")
+        left, waiting = self._rows_max, list[Message]()
+        found = read(self._options, self._group, self._topic, self._spans)
+        for batch in unless_silent(found, self._topic, SILENCE_S):
             waiting += batch[: left - len(waiting)]
             if len(waiting) >= min(CHUNK_ROWS, left):
                 left -= len(waiting)

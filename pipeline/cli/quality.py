@@ -9,18 +9,16 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 import typer
-from confluent_kafka import Message
 from confluent_kafka.admin import AdminClient
 
 from pipeline import codec
 from pipeline.bus import topics
 from pipeline.bus.clients import ClientOptions
-from pipeline.bus.reading import Span, read
+from pipeline.bus.reading import Span, by_partition, read, unless_silent
 from pipeline.cli import quality_view, render
 from pipeline.cli.context import say, settings_of
 from pipeline.cli.evaluate_source import SILENCE_S, Bound, Range, spans
 from pipeline.cli.wiring import connect
-from pipeline.errors import UnreachableError
 from pipeline.measures.estimate import Estimator
 from pipeline.measures.metrics import is_probability
 from pipeline.measures.online import Counting
@@ -117,24 +115,9 @@ class _Source(NamedTuple):
 
     def batches(self) -> Iterator[RecordBatch]:
         """All of it. Raises UnreachableError when nothing comes any more."""
-        heard_at = time.monotonic()
-        for messages in read(self.options, f"{self.settings.name}-quality", self.topic, self.spans):
-            if messages:
-                heard_at = time.monotonic()
-            elif time.monotonic() - heard_at > SILENCE_S:
-                raise UnreachableError(f"topic {self.topic}: nothing has come for {SILENCE_S:.0f} s; is Kafka there?")
-            partitions: dict[int, list[Message]] = {}
-            for message in messages:
-                partitions.setdefault(message.partition(), []).append(message)
-            for partition, part in partitions.items():
-                yield RecordBatch(
-                    self.topic,
-                    partition,
-                    [m.offset() for m in part],
-                    [m.key() for m in part],
-                    [m.value() for m in part],
-                    [m.timestamp()[1] for m in part],
-                )
+        found = read(self.options, f"{self.settings.name}-quality", self.topic, self.spans)
+        for messages in unless_silent(found, self.topic, SILENCE_S):
+            yield from by_partition(self.topic, messages)
 
     def decoder(self, schema: str) -> codec.ColumnarDecoder:
         return codec.ColumnarDecoder(codec.registry_of(self.settings), codec.load_schema(schema))

@@ -10,10 +10,10 @@ from confluent_kafka import Message
 
 from pipeline import codec
 from pipeline.bus import topics
-from pipeline.bus.reading import Span, read
+from pipeline.bus.reading import Span, read, unless_silent
 from pipeline.cli.evaluate_source import CHUNK_ROWS, SILENCE_S, Bound, Range, spans
 from pipeline.cli.wiring import connect
-from pipeline.errors import DataError, UnreachableError
+from pipeline.errors import DataError
 from pipeline.records import Longs, OffsetRange
 from pipeline.retraining import window
 from pipeline.retraining.window import Newest, Wanted
@@ -200,12 +200,9 @@ class Log:
     def _chunks(self, topic: str, at: Mapping[int, Span], progress: Progress) -> Iterator[list[Message]]:
         """Records of the spans, CHUNK_ROWS at a time. Raises UnreachableError when nothing comes any more."""
         size = sum((span.end or span.start) - span.start for span in at.values())
-        heard_at, done, waiting = time.monotonic(), 0, list[Message]()
-        for batch in read(self._options, self._group, topic, at, auto_offset_reset="earliest"):
-            if batch:
-                heard_at = time.monotonic()
-            elif time.monotonic() - heard_at > SILENCE_S:
-                raise UnreachableError(f"topic {topic}: nothing has come for {SILENCE_S:.0f} s; is Kafka there?")
+        done, waiting = 0, list[Message]()
+        found = read(self._options, self._group, topic, at, auto_offset_reset="earliest")
+        for batch in unless_silent(found, topic, SILENCE_S):
             waiting += batch
             if len(waiting) >= CHUNK_ROWS:
                 done += len(waiting)
