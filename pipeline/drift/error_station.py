@@ -20,7 +20,6 @@ has not been told yet.
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -258,7 +257,7 @@ class ErrorStation:
         self._write()
 
     def _write(self) -> None:
-        head = {"format": FORMAT, "river": _river_version(), "source": self._source}
+        head = state_file.head(FORMAT, self._source)
         states = [state for state in (self._ahead, self._saved) if state is not None]
         state_file.write(self._path, json.dumps({**head, "states": states}, separators=(",", ":")).encode())
         self._saved_at = time.monotonic()
@@ -267,23 +266,12 @@ class ErrorStation:
         if not self._path.exists():
             return
         body = state_file.read(self._path)
-        misfit = "it is damaged" if body is None else self._misfit(json.loads(body))
+        misfit = "it is damaged" if body is None else state_file.misfit(json.loads(body), FORMAT, self._source)
         if body is None or misfit is not None:
-            aside = self._path.with_suffix(".bad")
-            shutil.copyfile(self._path, aside)
-            log.warning("state of the watch of errors not used", reason=misfit, kept_as=str(aside))
+            kept_as = state_file.set_aside(self._path)
+            log.warning("state of the watch of errors not used", reason=misfit, kept_as=kept_as)
             return
         self._ahead, self._saved = ([None, *json.loads(body)["states"]])[-2:]
-
-    def _misfit(self, state: dict[str, Any]) -> str | None:
-        """Why nothing of a whole state can be used, or None."""
-        if state["format"] != FORMAT:
-            return f"its format is {state['format']}, not {FORMAT}"
-        if state["source"] != self._source:
-            return "it belongs to another cluster or topic"
-        if state["river"] != _river_version():
-            return f"its detectors are of River {state['river']}"
-        return None
 
 
 def _is_within(state: dict[str, Any], committed: Positions) -> bool:
@@ -292,9 +280,3 @@ def _is_within(state: dict[str, Any], committed: Positions) -> bool:
 
 def _positions_of(state: dict[str, Any]) -> dict[TopicPartition, int]:
     return {TopicPartition(topic, partition): offset for topic, partition, offset in state["positions"]}
-
-
-def _river_version() -> str:
-    from importlib.metadata import version  # noqa: PLC0415 (reads package metadata: only when saving)
-
-    return version("river")

@@ -3,7 +3,10 @@
 import fcntl
 import hashlib
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -34,6 +37,35 @@ def read(path: Path) -> bytes | None:
         raise ContractError(f"drift.state_dir: {path} cannot be read: {error}") from None
     digest, _, body = content.partition(b"\n")
     return body if hashlib.sha256(body).hexdigest().encode() == digest else None
+
+
+def head(layout: int, source: str) -> dict[str, Any]:
+    """What a state begins with: its layout, River's version, and which cluster and topic its offsets are of."""
+    return {"format": layout, "river": river_version(), "source": source}
+
+
+def misfit(state: Mapping[str, Any], layout: int, source: str) -> str | None:
+    """Why nothing of a whole state can be used, or None."""
+    if state["format"] != layout:
+        return f"its format is {state['format']}, not {layout}"
+    if state["source"] != source:
+        return "it belongs to another cluster or topic"
+    if state["river"] != river_version():
+        return f"its detectors are of River {state['river']}"
+    return None
+
+
+def set_aside(path: Path) -> str:
+    """Keep the file under another name, which is returned; it is replaced by the next write, not before."""
+    aside = path.with_suffix(".bad")
+    shutil.copyfile(path, aside)
+    return str(aside)
+
+
+def river_version() -> str:
+    from importlib.metadata import version  # noqa: PLC0415 (reads package metadata: only when saving)
+
+    return version("river")
 
 
 def hold(path: Path) -> int | None:

@@ -20,7 +20,6 @@ back to the snapshot. So no trigger is lost or repeated, and no event counts twi
 import asyncio
 import json
 import os
-import shutil
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from pathlib import Path
@@ -306,9 +305,7 @@ class MonitorStation:
     def _state(self) -> bytes:
         return json.dumps(
             {
-                "format": FORMAT,
-                "river": _river_version(),
-                "source": self._source,
+                **state_file.head(FORMAT, self._source),
                 "fingerprint": self._monitor.fingerprint,
                 "next_offset": self._next_offset,
                 "monitor": self._monitor.state_dict(),
@@ -334,7 +331,7 @@ class MonitorStation:
             self._set_aside("it is damaged")
             return
         state = json.loads(body)
-        if (misfit := self._misfit(state)) is not None:
+        if (misfit := state_file.misfit(state, FORMAT, self._source)) is not None:
             self._set_aside(misfit)
             return
         self._next_offset = state["next_offset"]
@@ -345,28 +342,9 @@ class MonitorStation:
         self._monitor.load(state["monitor"])
         log.info("monitor state loaded", path=str(self._path), events_seen=self._monitor.events_seen)
 
-    def _misfit(self, state: dict[str, Any]) -> str | None:
-        """Why nothing of a whole state can be used, or None."""
-        if state["format"] != FORMAT:
-            return f"its format is {state['format']}, not {FORMAT}"
-        if state["source"] != self._source:
-            return "it belongs to another cluster or topic"
-        if state["river"] != _river_version():
-            return f"its detectors are of River {state['river']}"
-        return None
-
     def _set_aside(self, reason: str) -> None:
-        """Keep the file under another name; it is replaced by the next save, not before."""
-        aside = self._path.with_suffix(".bad")
-        shutil.copyfile(self._path, aside)
-        log.warning("monitor state not used, beginning anew", reason=reason, kept_as=str(aside))
+        log.warning("monitor state not used, beginning anew", reason=reason, kept_as=state_file.set_aside(self._path))
 
 
 def _place(batch: RecordBatch, offset: int) -> str:
     return f"{batch.topic}[{batch.partition}]@{offset}"
-
-
-def _river_version() -> str:
-    from importlib.metadata import version  # noqa: PLC0415 (reads package metadata: only when saving)
-
-    return version("river")

@@ -297,7 +297,7 @@ async def test_state_of_another_cluster_or_river_is_not_continued(
     await Log(batches).run(open_station(baseline, source="a"), 1)
     await Log(batches).run(other := open_station(baseline, source="b"), 1)
     assert other.skipped == 0
-    monkeypatch.setattr("pipeline.drift.station._river_version", lambda: "99")
+    monkeypatch.setattr("pipeline.drift.state_file.river_version", lambda: "99")
     open_station(baseline, source="b")
     monkeypatch.setattr("pipeline.drift.station.FORMAT", 99)
     (tmp_path / "monitor.bad").replace(tmp_path / "monitor.state")
