@@ -9,11 +9,10 @@ from pipeline import codec, labels
 from pipeline.bus import batch_topic, topics
 from pipeline.bus.clients import ClientOptions, make_admin
 from pipeline.bus.limits import record_bytes_max
-from pipeline.bus.reading import record_batches
 from pipeline.records import RecordBatch, Stage, TopicPartition
 from pipeline.scoring.dead_letters import NO_LIMIT, DeadLetters
 from pipeline.settings import Settings
-from pipeline.topology.role import LateSink, Role, is_current, make_app, once_reachable, prepare_topics, until_fault
+from pipeline.topology.role import ConsumerPlace, LateSink, Role, make_app, once_reachable, prepare_topics, until_fault
 
 
 async def build_labels(role: Role) -> None:
@@ -89,28 +88,18 @@ async def _make_station(role: Role) -> labels.LabelStation:
     return station
 
 
-class _Joined:
+class _Joined(ConsumerPlace):
     """What the station asks of the consumer (labels.station.Place)."""
 
     def __init__(self, app: Any, settings: Settings) -> None:
-        self._app = app
+        super().__init__(app)
         self._admin = make_admin(ClientOptions.from_settings(settings))
 
-    def is_current(self, delivery: Any) -> bool:
-        return is_current(self._app.consumer, delivery)
-
-    def reading(self, delivery: Any) -> int:
-        return int(delivery.message.generation_id)
-
     async def committed(self) -> Mapping[TopicPartition, int]:
-        offsets = await self._app.consumer.committed_for_sure()
-        return {TopicPartition(tp.topic, tp.partition): offset for tp, offset in offsets.items()}
-
-    async def commit(self) -> None:
-        await self._app.consumer.commit()
+        return await self.offsets()
 
     def since(self, tp: TopicPartition, time_ms: int) -> int:
         return topics.offset_since(self._admin, tp, time_ms)
 
     def read(self, tp: TopicPartition, start: int, end: int) -> Iterator[RecordBatch]:
-        return record_batches(self._app.rdkafka.options, self._app.conf.id, tp.topic, tp.partition, start, end)
+        return self.records(tp, start, end)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import structlog
@@ -10,17 +11,16 @@ import structlog
 from pipeline import codec, drift, observe
 from pipeline.bus import batch_topic, topics
 from pipeline.bus.clients import ClientOptions, make_admin
-from pipeline.bus.reading import record_batches
 from pipeline.errors import BundleError, ContractError
 from pipeline.models import bundle as bundles
 from pipeline.models.release_log import ReleaseLog
-from pipeline.records import RecordBatch
+from pipeline.records import RecordBatch, TopicPartition
 from pipeline.settings import Settings
-from pipeline.topology.releases import release_log, released_bundle
-from pipeline.topology.role import Role, is_current, make_app, once_reachable, prepare_topics, until_fault
+from pipeline.topology.releases import refuse_early, release_log, released_bundle
+from pipeline.topology.role import ConsumerPlace, Role, make_app, once_reachable, prepare_topics, until_fault
+from pipeline.topology.triggers import Triggers, published
 
 log = structlog.get_logger(__name__)
-
 
 #: Before it is asked again whether a model whose summaries come is champion by now.
 ASK_AGAIN_S = 1.0
@@ -67,35 +67,22 @@ async def build_monitor(role: Role) -> None:
     """Wire the drift monitor: summaries in, one trigger a drift out; state saved when both are committed."""
     settings, metrics = role.settings, role.metrics
     schema = codec.event_schema(settings)
-    await prepare_topics(settings)
     releases = release_log(settings, ClientOptions.from_settings(settings))
+    await asyncio.to_thread(refuse_early, lambda: released_bundle(settings, None, schema), releases)
+    await prepare_topics(settings)
     bundle = await once_reachable(
         "waiting for the model", lambda: released_bundle(settings, releases.state().champion, schema)
     )
-    registry = codec.registry_of(settings)
-    rows = codec.RowCodec(registry)
-    trigger_schema = codec.load_schema("retraining-trigger")
-    trigger_topic = settings.topic("retraining_triggers")
-    subject = f"{trigger_topic}-value"
-    trigger_id = await once_reachable("waiting for the registry", lambda: registry.register(subject, trigger_schema))
-    station = await asyncio.to_thread(make_station, settings, bundle, metrics, rows.decode)
+    triggers = await Triggers.registered(settings)
+    decode = codec.RowCodec(codec.registry_of(settings)).decode
+    station = await asyncio.to_thread(make_station, settings, bundle, metrics, decode)
     role.closers.append(station.close)
 
     def committed(outcome: str) -> None:
-        for trigger in station.keep() if outcome == "ok" else ():
-            metrics.trigger(trigger.severity)
-            log.warning(
-                "retraining trigger",
-                trigger_id=trigger.trigger_id,
-                severity=trigger.severity,
-                signals=[s.signal for s in trigger.signals],
-            )
+        if outcome == "ok":
+            published(station.keep(), metrics)
 
     app = make_app(role, committed)
-
-    async def send(trigger: Any) -> None:
-        value = rows.encode(trigger_id, trigger_schema, drift.trigger_to_dict(trigger))
-        await asyncio.to_thread(app.producer.batch.send, trigger_topic, trigger.trigger_id.encode(), value)
 
     summaries = settings.topic("batch_summaries")
 
@@ -103,29 +90,20 @@ async def build_monitor(role: Role) -> None:
     async def watch(stream: Any) -> None:
         app.consumer.commit_guard = lambda: station.between_batches
         place = _Summaries(app, summaries, lambda *identity: _successor(settings, releases, schema, identity))
-        await until_fault(role, station.run(stream.noack().events(), place, send))
+        await until_fault(role, station.run(stream.noack().events(), place, partial(triggers.send, app)))
 
 
-class _Summaries:
+class _Summaries(ConsumerPlace):
     """What the station asks of the consumer (drift.station.Place)."""
 
     def __init__(self, app: Any, topic: str, successor: Callable[..., drift.DriftMonitor | None]) -> None:
-        self._app, self._topic, self._find_successor = app, topic, successor
+        super().__init__(app)
+        self._tp, self._find_successor = TopicPartition(topic, 0), successor
         #: Identity -> when it was last asked for: the old champion's last summaries are no reason to ask each time.
         self._asked_at: dict[tuple[str, str], float] = {}
 
-    def is_current(self, delivery: Any) -> bool:
-        return is_current(self._app.consumer, delivery)
-
-    def reading(self, delivery: Any) -> int:
-        return int(delivery.message.generation_id)
-
-    async def committed(self, delivery: Any) -> int | None:
-        offsets: dict[Any, int] = await self._app.consumer.committed_for_sure()
-        return offsets.get(delivery.message.tp)
-
-    async def commit(self) -> None:
-        await self._app.consumer.commit()
+    async def committed(self, _delivery: Any) -> int | None:
+        return (await self.offsets()).get(self._tp)
 
     async def successor(self, model_id: str, model_version: str) -> drift.DriftMonitor | None:
         identity, now = (model_id, model_version), time.monotonic()
@@ -135,4 +113,4 @@ class _Summaries:
         return await once_reachable("waiting for the new model", lambda: self._find_successor(*identity))
 
     def read(self, start: int, end: int) -> Iterator[RecordBatch]:
-        return record_batches(self._app.rdkafka.options, self._app.conf.id, self._topic, 0, start, end)
+        return self.records(self._tp, start, end)

@@ -3,11 +3,12 @@
 import asyncio
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import structlog
 
-from pipeline import codec, drift, observe
+from pipeline import codec, observe
 from pipeline.bus import batch_topic, topics
 from pipeline.bus.clients import ClientOptions, make_admin
 from pipeline.bus.reading import record_batches
@@ -24,8 +25,9 @@ from pipeline.quality import OutcomeReader, origin_of
 from pipeline.records import ModelIdentity, OutputContract, RecordBatch, RetrainingTrigger, SignalEvidence
 from pipeline.records import TopicPartition as Tp
 from pipeline.settings import Settings
-from pipeline.topology.releases import Follower, release_log, released_bundle
-from pipeline.topology.role import Role, is_current, make_app, once_reachable, prepare_topics, until_fault
+from pipeline.topology.releases import Follower, refuse_early, release_log, released_bundle
+from pipeline.topology.role import ConsumerPlace, Role, make_app, once_reachable, prepare_topics, until_fault
+from pipeline.topology.triggers import Triggers, decoded, published
 from pipeline.topology.watching import Champion, Watching
 
 log = structlog.get_logger(__name__)
@@ -48,36 +50,29 @@ async def build_quality(role: Role) -> None:
     """Wire the watch of outcomes: outcomes in, triggers out; state saved when both are committed."""
     settings, metrics = role.settings, role.metrics
     schema = codec.event_schema(settings)
-    await prepare_topics(settings)
     releases = release_log(settings, ClientOptions.from_settings(settings))
+    await asyncio.to_thread(refuse_early, lambda: released_bundle(settings, None, schema), releases)
+    await prepare_topics(settings)
     champion = await once_reachable(
         "waiting for the model", lambda: champion_of(settings, releases.state().champion, schema)
     )
-    triggers = await _Triggers.registered(settings)
-    station = await asyncio.to_thread(_make_station, settings, champion, triggers, metrics)
+    triggers = await Triggers.registered(settings)
+    station = await asyncio.to_thread(_make_station, settings, champion, metrics)
     role.closers.append(station.close)
     watching = Watching(settings, champion, station, lambda output: _reader(settings, output), metrics)
 
     def committed(outcome: str) -> None:
-        for trigger in station.keep() if outcome == "ok" else ():
-            metrics.trigger(trigger.severity)
-            log.warning(
-                "retraining trigger", trigger_id=trigger.trigger_id, severity=trigger.severity, advice=trigger.advice
-            )
+        if outcome == "ok":
+            published(station.keep(), metrics)
 
     app = make_app(role, committed)
-
-    async def send(trigger: RetrainingTrigger) -> None:
-        value = triggers.encode(trigger)
-        await asyncio.to_thread(app.producer.batch.send, triggers.topic, trigger.trigger_id.encode(), value)
-
     place = _Outcomes(app, settings, schema)
     role.closers.append(Follower(releases, place.told).close)
 
     @app.agent(batch_topic(app, settings.topic("outcomes")))
     async def watch(stream: Any) -> None:
         app.consumer.commit_guard = lambda: watching.between_batches
-        await until_fault(role, watching.run(stream.noack().events(), place, send))
+        await until_fault(role, watching.run(stream.noack().events(), place, partial(triggers.send, app)))
 
     @app.task
     async def report() -> None:
@@ -93,10 +88,9 @@ async def _report_often(watching: Watching, coverage: "_Coverage", metrics: obse
         await asyncio.sleep(REPORT_EVERY_S)
 
 
-def _make_station(
-    settings: Settings, champion: Champion, triggers: "_Triggers", metrics: observe.Metrics
-) -> ErrorStation:
+def _make_station(settings: Settings, champion: Champion, metrics: observe.Metrics) -> ErrorStation:
     """The watch of the champion's errors, its state loaded, its folder held. Raises FencedError."""
+    evidence = _Evidence(settings)
 
     def describe(change: ErrorChange, watch: ErrorWatch) -> RetrainingTrigger | None:
         if not settings.drift.enabled:
@@ -105,7 +99,7 @@ def _make_station(
             change,
             watch,
             pipeline=settings.name,
-            moved=triggers.moved(watch),
+            moved=evidence.moved(watch),
             window_events=settings.drift.window_events,
             now_ms=int(time.time() * 1000),
         )
@@ -122,27 +116,13 @@ def _reader(settings: Settings, output: OutputContract) -> OutcomeReader:
     return OutcomeReader(decoder, output, by_key=events.key_field not in (None, events.id_field))
 
 
-class _Triggers:
-    """The triggers topic: what is sent to it, and what the drift monitor has."""
+class _Evidence:
+    """What the drift monitor has found of late."""
 
-    def __init__(self, settings: Settings, registry: Any, schema_id: int) -> None:
-        self.topic = settings.topic("retraining_triggers")
+    def __init__(self, settings: Settings) -> None:
         self._options, self._group = ClientOptions.from_settings(settings), settings.group("quality")
-        self._rows, self._schema = codec.RowCodec(registry), codec.load_schema("retraining-trigger")
-        self._schema_id = schema_id
-
-    @classmethod
-    async def registered(cls, settings: Settings) -> "_Triggers":
-        registry, schema = codec.registry_of(settings), codec.load_schema("retraining-trigger")
-        subject = f"{settings.topic('retraining_triggers')}-value"
-        return cls(
-            settings,
-            registry,
-            await once_reachable("waiting for the registry", lambda: registry.register(subject, schema)),
-        )
-
-    def encode(self, trigger: RetrainingTrigger) -> bytes:
-        return self._rows.encode(self._schema_id, self._schema, drift.trigger_to_dict(trigger))
+        self._topic = settings.topic("retraining_triggers")
+        self._rows = codec.RowCodec(codec.registry_of(settings))
 
     def moved(self, watch: ErrorWatch) -> list[SignalEvidence]:
         """What the monitor has found to have moved, within the time of the watch's latest outcomes; [] if nothing."""
@@ -157,13 +137,13 @@ class _Triggers:
         return found
 
     def _latest(self) -> Iterator[RetrainingTrigger]:
-        marks = topics.watermarks(make_admin(self._options), self.topic)
-        _, end = marks[Tp(self.topic, 0)]
-        for batch in record_batches(self._options, self._group, self.topic, 0, max(0, end - LATEST_TRIGGERS), end):
+        marks = topics.watermarks(make_admin(self._options), self._topic)
+        _, end = marks[Tp(self._topic, 0)]
+        for batch in record_batches(self._options, self._group, self._topic, 0, max(0, end - LATEST_TRIGGERS), end):
             for value in batch.values:
                 try:
-                    yield drift.trigger_from_dict(self._rows.decode(value or b""))
-                except (SchemaError, KeyError, TypeError):
+                    yield decoded(self._rows, value)
+                except SchemaError:
                     continue  # the retrainer says so
 
 
@@ -186,11 +166,12 @@ class _Coverage:
         return min(1.0, watching.quality.labelled_since(since_ms) / made) if made else None
 
 
-class _Outcomes:
+class _Outcomes(ConsumerPlace):
     """What `Watching` asks of the consumer, and of the releases (see Place)."""
 
     def __init__(self, app: Any, settings: Settings, schema: str) -> None:
-        self._app, self._settings, self._schema = app, settings, schema
+        super().__init__(app)
+        self._settings, self._schema = settings, schema
         self._admin = make_admin(ClientOptions.from_settings(settings))
         self._release: ModelRelease | None = None
         self._champion: Champion | None = None
@@ -215,18 +196,8 @@ class _Outcomes:
                 self._champion = found
         return self._champion
 
-    def is_current(self, delivery: Any) -> bool:
-        return is_current(self._app.consumer, delivery)
-
-    def reading(self, delivery: Any) -> int:
-        return int(delivery.message.generation_id)
-
     async def committed(self) -> Mapping[Tp, int]:
-        offsets = await self._app.consumer.committed_for_sure()
-        return {Tp(tp.topic, tp.partition): offset for tp, offset in offsets.items()}
-
-    async def commit(self) -> None:
-        await self._app.consumer.commit()
+        return await self.offsets()
 
     def bounds(self) -> Mapping[Tp, tuple[int, int]]:
         return topics.watermarks(self._admin, self._settings.topic("outcomes"))
@@ -236,5 +207,4 @@ class _Outcomes:
 
     def read(self, spans: Mapping[Tp, tuple[int, int]]) -> Iterator[RecordBatch]:
         for tp, (start, end) in spans.items():
-            options = self._app.rdkafka.options
-            yield from record_batches(options, self._app.conf.id, tp.topic, tp.partition, start, end)
+            yield from self.records(tp, start, end)

@@ -10,7 +10,7 @@ import structlog
 from pipeline import codec
 from pipeline.bus.clients import ClientOptions
 from pipeline.bus.journal import Journal
-from pipeline.errors import BundleError, PipelineError
+from pipeline.errors import BundleError, ContractError, PipelineError
 from pipeline.models import bundle as bundles
 from pipeline.models import fetching
 from pipeline.models.release_log import ReleaseLog
@@ -61,6 +61,22 @@ def released_bundle(settings: Settings, release: ModelRelease | None, schema: st
     if misfits := bundles.check_fits(bundle, schema):
         raise BundleError(f"{path}: does not fit {settings.events.schema_file}: {'; '.join(misfits)}")
     return bundle
+
+
+def refuse_early(check: Callable[[], object], releases: ReleaseLog) -> None:
+    """Say what is wrong with the settings' model before anything is waited for, unless another is released.
+
+    check: raises BundleError or ContractError for a model, or fields of an event, that will not do.
+    """
+    try:
+        check()
+    except (BundleError, ContractError) as fault:
+        try:
+            released = releases.state().champion
+        except PipelineError:
+            raise fault from None
+        if released is None:
+            raise
 
 
 class Follower:

@@ -22,7 +22,7 @@ from typing import Any
 
 import structlog
 
-from pipeline import codec, drift
+from pipeline import codec
 from pipeline.bus import batch_topic
 from pipeline.bus.clients import ClientOptions
 from pipeline.errors import (
@@ -43,6 +43,7 @@ from pipeline.settings import Settings
 from pipeline.topology.releases import Follower, release_log, released_bundle
 from pipeline.topology.role import Role, is_current, make_app, once_reachable, prepare_topics, until_fault
 from pipeline.topology.trials import Trials
+from pipeline.topology.triggers import decoded
 
 log = structlog.get_logger(__name__)
 
@@ -122,9 +123,9 @@ async def _work(
 
 def _trigger_of(rows: codec.RowCodec, value: bytes | None) -> RetrainingTrigger | None:
     try:
-        return drift.trigger_from_dict(rows.decode(value or b""))
-    except (SchemaError, KeyError, TypeError) as error:
-        log.warning("not a trigger: skipped", error=f"{type(error).__name__}: {error}")
+        return decoded(rows, value)
+    except SchemaError as error:
+        log.warning("not a trigger: skipped", error=str(error))
         return None
 
 
@@ -154,7 +155,9 @@ class Succession:
         return None
 
     def _attempt(self, trigger: RetrainingTrigger) -> dict[str, Any] | None:
-        champion = self._champion()
+        state = self._state()
+        champion = state.champion
+        assert champion is not None
         exchange = self._settings.path(self._settings.retraining.exchange)
         folder = (exchange / f"trigger-{trigger.trigger_id}").resolve()
         verdict = folder / "result.json"
@@ -163,8 +166,7 @@ class Succession:
                 told = {"of": trigger.model_version, "champion": champion.model_version}
                 log.info("trigger is of a model no longer in service", trigger_id=trigger.trigger_id, **told)
                 return None
-            canary = self._releases.state().canary
-            if canary is not None and self._settings.trial.enabled:
+            if (canary := state.canary) is not None and self._settings.trial.enabled:
                 raise _NotYetError(f"{canary.model_version} is on trial: it may be what the trigger asks for")
             if (by := answered_by(exchange, trigger)) is not None:
                 log.info("trigger was answered by a training since", trigger_id=trigger.trigger_id, answered_by=by)
@@ -178,10 +180,10 @@ class Succession:
             self._release(folder / BUNDLE, report)
         return report
 
-    def _champion(self) -> ModelRelease:
-        """The champion; the settings' model becomes it where none was released yet, so that there is one to succeed."""
-        found = self._releases.state().champion
-        if found is not None:
+    def _state(self) -> Releases:
+        """What is released; the settings' model becomes champion where none is yet, so that there is one to succeed."""
+        found = self._releases.state()
+        if found.champion is not None:
             return found
         bundle = released_bundle(self._settings, None, self._schema)
         model = fetching.publish(bundle, self._settings.releases.store, self._settings.root)
@@ -190,9 +192,7 @@ class Succession:
         def first(state: Releases) -> Change:
             return () if state.champion is not None else releases.release(state, model, decision)
 
-        state = self._releases.change(decision, first)
-        assert state.champion is not None
-        return state.champion
+        return self._releases.change(decision, first)
 
     def _train(self, trigger: RetrainingTrigger, champion: ModelRelease, folder: Path) -> bool:
         """Bundle and result in `folder`; whether they are there. Raises _NotYetError for too few labelled events."""

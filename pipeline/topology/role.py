@@ -5,7 +5,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,8 +15,9 @@ import structlog
 from pipeline import observe
 from pipeline.bus import Configuration, Hooks, Transactions, configure, topics
 from pipeline.bus.clients import ClientOptions, make_admin, wait_for_broker
+from pipeline.bus.reading import record_batches
 from pipeline.errors import ContractError, PipelineError, UnreachableError, explained
-from pipeline.records import TopicPartition
+from pipeline.records import RecordBatch, TopicPartition
 from pipeline.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -202,6 +203,31 @@ def _prepare_once(settings: Settings) -> None:
 def is_current(consumer: Any, event: Any) -> bool:
     """Whether a batch that a stream holds is still to be done."""
     return bool(consumer.is_current(event.message))
+
+
+class ConsumerPlace:
+    """What every station asks of its consumer: the common part of their `Place`."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    def is_current(self, delivery: Any) -> bool:
+        return is_current(self._app.consumer, delivery)
+
+    def reading(self, delivery: Any) -> int:
+        return int(delivery.message.generation_id)
+
+    async def offsets(self) -> dict[TopicPartition, int]:
+        """The group's offsets of all assigned partitions that have one."""
+        offsets = await self._app.consumer.committed_for_sure()
+        return {TopicPartition(tp.topic, tp.partition): offset for tp, offset in offsets.items()}
+
+    async def commit(self) -> None:
+        await self._app.consumer.commit()
+
+    def records(self, tp: TopicPartition, start: int, end: int) -> Iterator[RecordBatch]:
+        """What a partition holds of these offsets, `end` exclusive."""
+        return record_batches(self._app.rdkafka.options, self._app.conf.id, tp.topic, tp.partition, start, end)
 
 
 class LateSink:

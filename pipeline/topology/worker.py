@@ -10,13 +10,11 @@ from pipeline import codec, drift
 from pipeline.bus import batch_topic
 from pipeline.bus.clients import ClientOptions, make_admin
 from pipeline.bus.limits import record_bytes_max
-from pipeline.errors import BundleError, ContractError, PipelineError
-from pipeline.models.release_log import ReleaseLog
 from pipeline.scoring.flow import Flow, FlowSettings, queue_waits
 from pipeline.scoring.publish import Publisher
 from pipeline.scoring.refusal import InputLimit
 from pipeline.settings import Settings
-from pipeline.topology.releases import Follower, release_log
+from pipeline.topology.releases import Follower, refuse_early, release_log
 from pipeline.topology.role import LateSink, Role, is_current, make_app, once_reachable, prepare_topics, until_fault
 from pipeline.topology.serving import Serving
 
@@ -29,7 +27,7 @@ async def build_worker(role: Role) -> None:
     schema = codec.event_schema(settings)
     releases = release_log(settings, ClientOptions.from_settings(settings))
     serving = Serving(settings, schema, metrics)
-    await asyncio.to_thread(_refuse_early, serving, releases)
+    await asyncio.to_thread(refuse_early, serving.check_settings, releases)
     await prepare_topics(settings)
     app = make_app(role)
     publisher, decoder = await _make_ends(role, schema, app)
@@ -62,19 +60,6 @@ async def build_worker(role: Role) -> None:
     @app.task
     async def follow_releases() -> None:
         await until_fault(role, serving.keep(flow, publisher))
-
-
-def _refuse_early(serving: Serving, releases: ReleaseLog) -> None:
-    """Say what is wrong with the settings' model before anything is waited for, unless another is released."""
-    try:
-        serving.check_settings()
-    except (BundleError, ContractError) as fault:
-        try:
-            released = releases.state().champion
-        except PipelineError:
-            raise fault from None
-        if released is None:
-            raise
 
 
 async def _make_ends(role: Role, schema: str, app: Any) -> tuple[Publisher, codec.ColumnarDecoder]:
