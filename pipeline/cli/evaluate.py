@@ -1,32 +1,26 @@
 """`pipeline evaluate`: how good a model is on a file or on a range of a topic, and how far these are from its data."""
 
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from pipeline import __version__, measures
 from pipeline.cli import evaluate_drift, render
-from pipeline.cli.context import printable, say, settings_of, stderr, stdout, table
+from pipeline.cli.context import printable, say, settings_of, stdout, table
 from pipeline.cli.evaluate_report import page
 from pipeline.cli.evaluate_scoring import Rows, Scorer, score_all
-from pipeline.cli.evaluate_source import Bound, FileSource, Range, Source, TopicSource
-from pipeline.cli.processes import stop_signals
-from pipeline.errors import BundleError, DataError
+from pipeline.cli.evaluate_source import FileSource, Range, Source, TopicSource
+from pipeline.cli.evaluate_steps import WINDOW_ROWS_MIN, WINDOWS, bound, fitting, load_models, reading, write
+from pipeline.errors import DataError
 from pipeline.models import bundle as bundles
 from pipeline.settings import Settings
 
-#: Points of the timeline unless told otherwise, and rows of each at the least: the accuracy of 500 is known to
-#: 1.96 x 0.5 / sqrt(500), about 0.04, and their PSI has about 0.03 by chance.
-WINDOWS, WINDOW_ROWS_MIN = 40, 500
 #: Gaps shown on the terminal, the widest; the files have all.
 GAPS_SHOWN = 8
 
@@ -87,7 +81,7 @@ def evaluate(
         raise typer.BadParameter("give --data or --topic, not both", param_hint="--topic")
     if quantile is not None and not 0 < quantile < 1:
         raise typer.BadParameter(f"{quantile} is not between 0 and 1", param_hint="--quantile")
-    wanted = Range(_bound(first, "--from"), _bound(end, "--to"), rows_max)
+    wanted = Range(bound(first, "--from"), bound(end, "--to"), rows_max)
     settings = settings_of(ctx)
     label = label_field or settings.events.label_field
     if label is None:
@@ -100,7 +94,7 @@ def evaluate(
         source = TopicSource(topic or settings.topic("events"), settings, wanted, label)
     source.check(label, chosen)
     path = bundle or settings.path(settings.model.bundle)
-    found = _fitting(path, source.schema)
+    found = fitting(path, source.schema)
     _make_folder(out)
     warnings = list(_warnings(source, found, label))
     for warning in warnings:
@@ -112,7 +106,7 @@ def evaluate(
         **_measured(rows, found, source, window_rows, quantile, delay_rows),
     }
     for name, text in (("evaluation.html", page(result)), ("evaluation.json", render.to_json(result) + "\n")):
-        _write(out / name, text)
+        write(out / name, text)
     if as_json:
         sys.stdout.write(render.to_json(result) + "\n")
     else:
@@ -121,22 +115,6 @@ def evaluate(
 
 
 # --------------------------------------------------------------------------- the steps
-
-
-def _bound(text: str | None, flag: str) -> Bound | None:
-    try:
-        return None if text is None else Bound.parse(text)
-    except (ValueError, OverflowError):
-        what = "neither a whole number nor a time such as 2024-06-01 or 2024-06-01T12:00Z"
-        raise typer.BadParameter(f"{text!r} is {what}", param_hint=flag) from None
-
-
-def _fitting(path: Path, schema: str) -> bundles.Bundle:
-    """A bundle that fits the events. Raises BundleError, a line for each thing that does not."""
-    found = bundles.read(path)
-    if misfits := bundles.check_fits(found, schema):
-        raise BundleError("\n".join(f"{path}: does not fit the events: {misfit}" for misfit in misfits))
-    return found
 
 
 def _warnings(source: Source, bundle: bundles.Bundle, label: str) -> Iterator[str]:
@@ -151,22 +129,10 @@ def _warnings(source: Source, bundle: bundles.Bundle, label: str) -> Iterator[st
 
 
 def _scored(source: Source, bundle: bundles.Bundle, settings: Settings, label: str, slices: list[str]) -> Rows:
-    # A KeyboardInterrupt in the midst of these imports may be swallowed by one of them.
-    with stop_signals() as stop, _progress(source.size) as show:
-        from pipeline.topology.serving import load_model  # noqa: PLC0415  torch and faust: after what can be refused
-
-        def on_read(rows: int) -> None:
-            if stop.is_set():
-                raise KeyboardInterrupt
-            show(rows)
-
-        signals = tuple(signal.name for signal in bundle.baseline.signals)
-        scorer = Scorer(source, load_model(settings, bundle), settings)
-        try:
-            return score_all(source, scorer, label, slices, signals, on_read)
-        except DataError as error:
-            name = str(source.described()["name"])
-            raise DataError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
+    signals = tuple(signal.name for signal in bundle.baseline.signals)
+    with reading(source) as on_read:
+        (model,) = load_models(settings, bundle)
+        return score_all(source, Scorer(source, model, settings), label, slices, signals, on_read)
 
 
 def _measured(
@@ -281,30 +247,3 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"--out {out}: cannot be made: {error.strerror}") from None
-
-
-def _write(path: Path, text: str) -> None:
-    """All of the file or nothing: an earlier evaluation stays whole until this one is."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr if that is a terminal."""
-    console = stderr()
-    if not console.is_terminal:
-        yield lambda _n: None
-        return
-    columns = (TextColumn("evaluate"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}/s"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        task, started = bar.add_task("", total=total, rate="-"), time.monotonic()
-
-        def show(read: int) -> None:
-            bar.update(task, completed=read, rate=f"{read / max(time.monotonic() - started, 1e-3):,.0f}")
-
-        yield show

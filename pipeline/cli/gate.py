@@ -11,13 +11,12 @@ from rich.text import Text
 from pipeline import __version__, measures
 from pipeline.cli import render
 from pipeline.cli.context import printable, say, settings_of, stdout, table
-from pipeline.cli.evaluate import WINDOW_ROWS_MIN, WINDOWS, _bound, _fitting, _progress, _write
 from pipeline.cli.evaluate_report import figure, title
 from pipeline.cli.evaluate_scoring import Scorer
 from pipeline.cli.evaluate_source import FileSource, Range
+from pipeline.cli.evaluate_steps import WINDOW_ROWS_MIN, WINDOWS, bound, fitting, load_models, reading, write
 from pipeline.cli.gate_report import page
 from pipeline.cli.gate_scoring import Both, score_both
-from pipeline.cli.processes import stop_signals
 from pipeline.errors import DataError
 from pipeline.models.bundle import Bundle
 from pipeline.retraining.findings import Finding
@@ -64,7 +63,7 @@ def gate(
 
     pipeline gate --champion a.bundle --challenger b.bundle --data orders.csv --from 8000 --report gate.html
     """
-    wanted = Range(_bound(first, "--from"), _bound(end, "--to"), rows_max)
+    wanted = Range(bound(first, "--from"), bound(end, "--to"), rows_max)
     settings = settings_of(ctx)
     label = label_field or settings.events.label_field
     if label is None:
@@ -75,7 +74,7 @@ def gate(
     source = FileSource(data, settings, wanted)
     source.check(label, chosen)
     paths = (champion or settings.path(settings.model.bundle), challenger)
-    bundles = (_fitting(paths[0], source.schema), _fitting(paths[1], source.schema))
+    bundles = (fitting(paths[0], source.schema), fitting(paths[1], source.schema))
 
     both, latency = _scored(source, bundles, settings, label, chosen)
     contestants = (
@@ -90,7 +89,7 @@ def gate(
         **as_plain(verdict, contestants, timed=source.timed),
     }
     if report is not None:
-        _write(report, page(result))
+        write(report, page(result))
     if as_json:
         sys.stdout.write(render.to_json(result) + "\n")
     else:
@@ -107,22 +106,10 @@ def gate(
 def _scored(
     source: FileSource, bundles: tuple[Bundle, Bundle], settings: Settings, label: str, slices: list[str]
 ) -> tuple[Both, Latency]:
-    # A KeyboardInterrupt in the midst of these imports may be swallowed by one of them.
-    with stop_signals() as stop, _progress(source.size) as show:
-        from pipeline.topology.serving import load_model  # noqa: PLC0415  torch and faust: after what can be refused
-
-        def on_read(rows: int) -> None:
-            if stop.is_set():
-                raise KeyboardInterrupt
-            show(rows)
-
-        scorers = tuple(Scorer(source, load_model(settings, bundle), settings) for bundle in bundles)
-        try:
-            both = score_both(source, (scorers[0], scorers[1]), label, slices, settings.scoring.batch_max, on_read)
-        except DataError as error:
-            name = str(source.described()["name"])
-            raise DataError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
-    return both, measure_latency(scorers[0].model, scorers[1].model, both.batches)
+    with reading(source) as on_read:
+        first, second = (Scorer(source, model, settings) for model in load_models(settings, *bundles))
+        both = score_both(source, (first, second), label, slices, settings.scoring.batch_max, on_read)
+    return both, measure_latency(first.model, second.model, both.batches)
 
 
 def _held_out(source: FileSource, bundles: tuple[Bundle, Bundle], label: str) -> Finding:

@@ -332,18 +332,19 @@ class Metrics:
         """A model is in use from now on, in place of the one that had its role."""
         labels = (printable(identity.model_id), printable(identity.model_version), printable(device))
         with self._models_lock:
-            before = self._models.pop(identity.role, None)
-            if before is not None and before not in self._models.values():
-                self._model_info.remove(*before)
+            self._forget_model(identity.role)
             self._models[identity.role] = labels
             self._model_info.labels(*labels).set(1)
 
     def model_gone(self, role: str) -> None:
         """No model has this role any more."""
         with self._models_lock:
-            before = self._models.pop(role, None)
-            if before is not None and before not in self._models.values():
-                self._model_info.remove(*before)
+            self._forget_model(role)
+
+    def _forget_model(self, role: str) -> None:
+        before = self._models.pop(role, None)
+        if before is not None and before not in self._models.values():
+            self._model_info.remove(*before)
 
     def release_failed(self, slot: str) -> None:
         """A released model could not be put into service; slot: "champion", "canary" or "shadow"."""
