@@ -234,7 +234,7 @@ class Flow:
             batch, row = rows.source(reject.row)
             headers = batch.headers[row] if batch.headers else None
             source = (batch.topic, batch.partition, batch.offsets[row])
-            self._publisher.dead_letter(reject, source, batch.keys[row], batch.values[row], headers)
+            self._publisher.dead_letters.send(reject, source, batch.keys[row], batch.values[row], headers)
         self._served.champion.summarise(parts[0], canarys)
         self._observer.stage("publish", time.perf_counter() - started)
 

@@ -12,7 +12,6 @@ from pipeline.records import (
     Floats,
     Longs,
     ModelIdentity,
-    Reject,
 )
 from pipeline.scoring.dead_letters import NO_LIMIT, RECORD_OVERHEAD_BYTES, DeadLetters, record_bytes
 from pipeline.scoring.fields import NO_TIME_MS
@@ -125,7 +124,7 @@ class Publisher:
         self._prediction_bytes_max = limits.get(predictions_topic, NO_LIMIT)
         self._sink = sink
         self._predictions_topic, self._shadow_topic = predictions_topic, shadow_topic
-        self._dead_letters = DeadLetters(sink, dead_letters_topic, clock, limits.get(dead_letters_topic, NO_LIMIT))
+        self.dead_letters = DeadLetters(sink, dead_letters_topic, clock, limits.get(dead_letters_topic, NO_LIMIT))
         self._summaries_topic = summaries_topic
         self._prediction_encoder = prediction_encoder
         self._encode_summary = encode_summary
@@ -153,17 +152,6 @@ class Publisher:
         """Send predictions that nobody acts on, under their events' keys."""
         if values:
             self._sink.send_batch(self._shadow_topic, keys, values)
-
-    def dead_letter(
-        self,
-        reject: Reject,
-        source: tuple[str, int, int],
-        key: bytes | None,
-        value: bytes | None,
-        headers: Sequence[tuple[str, bytes | None]] | None,
-    ) -> None:
-        """See DeadLetters.send."""
-        self._dead_letters.send(reject, source, key, value, headers)
 
     def summaries(self, summaries: list[BatchSummary]) -> None:
         """Send what the drift monitor reads."""

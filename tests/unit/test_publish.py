@@ -149,7 +149,7 @@ def test_a_dead_letter_again_has_our_headers_once(made: tuple[RecordingSink, Pub
     sink, publisher = made
     reject = Reject(0, Stage.VALIDATE, Reason.NULL_FEATURE, "x is null", 3)
     old = [("pipeline.attempt", b"1"), ("__connect.errors.topic", b"old"), ("mine", None)]
-    publisher.dead_letter(reject, ("t", 1, 2), b"k", b"v", old)
+    publisher.dead_letters.send(reject, ("t", 1, 2), b"k", b"v", old)
     (letter,) = sink.sent
     names = [name for name, _ in letter.headers or ()]
     assert len(names) == len(set(names))
@@ -197,7 +197,7 @@ def test_a_dead_letter_is_cut_until_its_topic_takes_it(
     """It says what it lacks, and it never is too large."""
     sink, publisher = limited
     reject = Reject(0, Stage.DECODE, Reason.WRONG_MAGIC, "x" * 5_000)
-    publisher.dead_letter(reject, ("t", 1, 2), key, value, [("mine", header)])
+    publisher.dead_letters.send(reject, ("t", 1, 2), key, value, [("mine", header)])
     (letter,) = sink.sent
     headers = dict(letter.headers or ())
     assert headers.get(LEFT_OUT_HEADER) == left_out
