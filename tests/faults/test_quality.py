@@ -31,7 +31,6 @@ class Watched:
         self.market.places = [(0, 0)] * ROWS
         bundle = bundles.read(self.market.settings.path(self.market.settings.model.bundle))
         self.version, self._classes = bundle.model_version, bundle.contract.output.classes
-        self.running: list[Any] = []
 
     def send(self, first: int, rates: list[float]) -> None:
         """Outcomes of rows first, ..., a thousand for each rate, of which so many are wrong."""
@@ -42,8 +41,7 @@ class Watched:
 
     def start(self, *launcher: str) -> Any:
         options = {"launcher": ("tests.faults.crashing", *launcher)} if launcher else {}
-        self.running.append(self.market.start("run", "quality", sets=SETS, **options))
-        return self.running[-1]
+        return self.market.start("run", "quality", sets=SETS, **options)
 
     def await_end(self, process: Any) -> None:
         """Until all outcomes are committed; then stop it in order."""
@@ -71,10 +69,7 @@ def watched(tmp_path: Path, kafka: str) -> Iterator[Watched]:
     """See Watched; what runs ends with the test."""
     made = Watched(tmp_path, kafka)
     yield made
-    for process in made.running:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    made.market.close()
 
 
 def test_a_rise_of_errors_is_told_once_whenever_the_role_is_killed(

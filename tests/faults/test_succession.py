@@ -34,14 +34,8 @@ def market(tmp_path: Path, kafka: str) -> Iterator[Market]:
     made = Market(tmp_path, kafka)
     made.send_events()
     made.send_outcomes(np.arange(ROWS))
-    running: list[Any] = []
-    start = made.start
-    made.start = lambda *arguments, **options: running.append(start(*arguments, **options)) or running[-1]  # type: ignore[func-returns-value, method-assign]
     yield made
-    for process in running:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    made.close()
 
 
 def reports(market: Market) -> list[dict[str, Any]]:

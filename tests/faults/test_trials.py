@@ -32,7 +32,6 @@ class Exchange(Market):
     def __init__(self, folder: Path, bootstrap_servers: str) -> None:
         super().__init__(folder, bootstrap_servers)
         self.log_of_releases: ReleaseLog = open_releases(self.settings, create=True)
-        self.running: list[Any] = []
 
     def model(self, version: str) -> Model:
         """The project's model under another version, where workers would fetch it."""
@@ -95,8 +94,7 @@ class Exchange(Market):
     def retrainer(self, step: str | None = None) -> Any:
         """The role in a process of its own, which may be killed at a step."""
         launcher = ("tests.faults.trial_steps", step) if step else ("pipeline.cli",)
-        self.running.append(self.start("run", "retrainer", sets=SETS, launcher=launcher))
-        return self.running[-1]
+        return self.start("run", "retrainer", sets=SETS, launcher=launcher)
 
     def await_state(self, holds: Callable[[Releases], bool], what: str) -> Releases:
         """The releases once something holds of them; a process that ends before fails the test."""
@@ -119,10 +117,7 @@ def exchange(tmp_path: Path, kafka: str) -> Iterator[Exchange]:
     """What runs in the background ends with the test."""
     made = Exchange(tmp_path, kafka)
     yield made
-    for process in made.running:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    made.close()
 
 
 def test_a_good_canary_is_promoted_once_whoever_is_killed(exchange: Exchange, counted: Callable[..., None]) -> None:

@@ -37,6 +37,8 @@ class Market:
         self.labels: npt.NDArray[np.str_] = np.where(score > 0, "UP", "DOWN")
         self.period = np.where(np.arange(ROWS) % 48 < 24, "night", "day")
         self.places: list[tuple[int, int]] = []
+        #: What was started in the background, the latest last; it ends with `close`.
+        self.running: list[subprocess.Popen[bytes]] = []
         self._init()
 
     @property
@@ -73,7 +75,7 @@ class Market:
         for assignment in sets:
             flags += ["--set", assignment]
         with (self.folder / "processes.log").open("ab") as log:
-            return subprocess.Popen(
+            popen = subprocess.Popen(
                 [sys.executable, "-m", *launcher, *flags, *arguments],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": f"{ROOT}:{self.folder}"},
@@ -81,6 +83,16 @@ class Market:
                 stdout=log,
                 stderr=log,
             )
+
+        self.running.append(popen)
+        return popen
+
+    def close(self) -> None:
+        """Kill what is left."""
+        for process in self.running:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
     def log(self) -> str:
         """What processes in the background have said."""
