@@ -16,7 +16,7 @@ KILL_EVERY_S ?= 30
 
 .PHONY: demo test check bench matrix soak docs clean distclean help
 
-demo: .venv/.ready-run ## Show the whole loop at work on real data, in about two minutes
+demo: .venv/.ready-run ## Show the whole loop at work on real data, in about a minute
 	$(BIN)/pipeline demo $(ARGS)
 
 test: .venv/.ready-dev ## Run all tests on a real Kafka; coverage must reach 90 %

@@ -30,7 +30,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "init": Command("init", "init", "Make a project from a CSV or Parquet file: settings, schema, trained model."),
     "check": Command("check", "check", "Check settings, schema, bundle, registry, broker, topics: all faults at once."),
-    "demo": Command("demo", "demo", "Show the whole loop at work on real data, in about two minutes."),
+    "demo": Command("demo", "demo", "Show the whole loop at work on real data, in about a minute."),
     "broker": Command("broker", "broker", "Run Apache Kafka on this machine."),
     "topics": Command("topics", "app", "Create and list the pipeline's topics."),
     "run": Command("run", "run", "Run workers, the drift monitor, or all of them."),
