@@ -54,6 +54,12 @@ def kafka() -> Iterator[str]:
         yield broker.bootstrap_servers
 
 
+@pytest.fixture(scope="session", autouse=True)
+def faust_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where a plain Faust app keeps its tables, in this process and in those it starts: not in the checkout."""
+    os.environ["APP_DATADIR"] = str(tmp_path_factory.mktemp("faust"))
+
+
 @pytest.fixture(autouse=True)
 def own_logs() -> Iterator[None]:
     """Whatever a test (a command run in this process, above all) makes of the logs ends with it."""
