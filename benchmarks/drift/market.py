@@ -4,7 +4,6 @@ Labels come DELAY rows after their events. Class UP: the price is above its mean
 """
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import csv
 
-from pipeline import codec
+from benchmarks.drift.memory import TableLog
 from pipeline.cli.inference import Columns, infer
 from pipeline.cli.init import make_project
-from pipeline.cli.retrain_log import SENDER, Found, Log
-from pipeline.records import Longs
-from pipeline.retraining import window
-from pipeline.retraining.window import Wanted
 from pipeline.settings import Settings, load
 
 DATA = Path(__file__).parents[2] / "examples/dynamic-pricing/elec.csv"
@@ -62,51 +57,9 @@ def make(folder: Path, name: str, bootstrap_servers: str = "127.0.0.1:9092", set
     return load(folder / "pipeline.toml", environment={})
 
 
-class MemoryLog(Log):
-    """Events in one partition, row by row, and the outcomes of those whose label has come."""
+class MemoryLog(TableLog):
+    """The market's events, and the outcomes of those that the first model did not see."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self.schema = codec.event_schema(settings)
-        self.outcome_schema_ids = set()
-        #: Rows before this one have happened.
-        self.now = 0
-
-    @functools.cached_property
-    def _facts(self) -> pa.Table:
-        n = rows().num_rows
-        times = START_MS + np.arange(n) * STEP_MS
-        columns = {
-            window.EVENT_ID: rows().column("no"),
-            window.TIME_MS: pa.array(times),
-            window.LABEL: rows().column("move"),
-            window.VALUE: pa.nulls(n, pa.float64()),
-            window.LABEL_TIME_MS: pa.array(times + DELAY * STEP_MS),
-            window.SLICES: pa.array([[]] * n, pa.map_(pa.string(), pa.string())),
-            window.PARTITION: pa.array(np.zeros(n, np.int32)),
-            window.OFFSET: pa.array(np.arange(n)),
-        }
-        return pa.table([columns[name] for name in window.FACTS.names], schema=window.FACTS)
-
-    @functools.cached_property
-    def events_table(self) -> pa.Table:
-        """All rows as columns of the event schema."""
-        fields = codec.arrow_schema(self.schema)
-        named = {"id": rows().column("no"), "time": rows().column("at")}
-        columns = [named[f.name] if f.name in named else rows().column(f.name) for f in fields]
-        return pa.table([column.cast(f.type) for column, f in zip(columns, fields, strict=True)], schema=fields)
-
-    def labelled(
-        self, wanted: Wanted, rows_before: int, progress: Callable[[int, int], None], changed_ms: int | None = None
-    ) -> pa.Table:
-        """See Log: those whose label is known by now."""
-        del wanted, rows_before, progress, changed_ms
-        return self._facts.slice(first_rows(), max(0, self.now - DELAY - first_rows()))
-
-    def events(self, rows: pa.Table, progress: Callable[[int, int], None]) -> Found:
-        """See Log."""
-        del progress
-        at: Longs = rows.column(window.OFFSET).to_numpy()
-        table = self.events_table.take(pa.array(at))
-        table = table.append_column(SENDER, pa.nulls(len(at), pa.string()))
-        return Found(window.Events(table, window.place([0] * len(at), at.tolist())), 0, 0, ())
+        times_ms = START_MS + np.arange(rows().num_rows) * STEP_MS
+        super().__init__(settings, rows(), "move", times_ms, first=first_rows(), delay=DELAY, delay_ms=DELAY * STEP_MS)

@@ -8,24 +8,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.drift import market
 from benchmarks.drift.market import DELAY, DOWN, UP
+from benchmarks.drift.memory import Numbers, scored
 from pipeline import measures
 from pipeline.cli.retrain_data import Request
 from pipeline.cli.retrain_job import retrain
-from pipeline.cli.training import score
 from pipeline.measures import Scored
 from pipeline.models import bundle as bundles
-from pipeline.models import loading
 from pipeline.models.bundle import Bundle
-from pipeline.records import Decoded, OutputContract
+from pipeline.records import OutputContract
 from pipeline.retraining.window import Wanted
-from pipeline.scoring.validate import Validator
 from pipeline.settings import Settings
-
-Numbers = npt.NDArray[np.float64]
 
 OUTPUT = OutputContract("classification", 1, (DOWN, UP), "sigmoid")
 #: Trees of the forest: River's default.
@@ -43,13 +38,8 @@ def measured(predicted: Numbers) -> dict[str, float]:
 
 def answers(log: market.MemoryLog, bundle: Bundle) -> Numbers:
     """(n,) probability of UP by one model."""
-    columns = log.events_table.combine_chunks().to_batches()[0]
-    validator = Validator(bundle.contract, id_field="id", time_field=None)
-    checked = validator.validate(Decoded(columns, np.arange(columns.num_rows), []))
-    _, outputs = score(loading.load_module(bundle), bundle.contract, checked.inputs)
     assert bundle.contract.output.classes == (DOWN, UP)
-    found: Numbers = outputs[:, -1].astype(np.float64)
-    return found
+    return scored(log, bundle)[0]
 
 
 def first_model(settings: Settings) -> Bundle:

@@ -16,21 +16,16 @@ import numpy as np
 from benchmarks.drift import market, policies
 from benchmarks.drift.loop import SETTINGS
 from benchmarks.drift.market import DELAY, START_MS, STEP_MS
+from benchmarks.drift.memory import scored
 from benchmarks.drift.policies import Numbers
 from pipeline.cli.context import quiet_logs
 from pipeline.cli.retrain_data import Request
 from pipeline.cli.retrain_job import retrain
-from pipeline.cli.training import score
 from pipeline.drift import SignalSummariser
 from pipeline.drift.errors import WRONG, ErrorWatch
 from pipeline.errors import DataError
-from pipeline.models import loading
 from pipeline.models.bundle import Bundle
-from pipeline.records import Decoded, Floats
 from pipeline.retraining.window import Wanted
-from pipeline.scoring.publish import prediction_labels
-from pipeline.scoring.signals import SignalMatrix
-from pipeline.scoring.validate import Validator
 from pipeline.settings import Settings
 from pipeline.topology.monitor import make_monitor
 
@@ -40,7 +35,7 @@ class _InService:
 
     def __init__(self, settings: Settings, log: market.MemoryLog, bundle: Bundle, since_row: int) -> None:
         self.bundle, self.since_row = bundle, since_row
-        self.predicted, self.signals = _scored(log, bundle)
+        self.predicted, self.signals = scored(log, bundle)
         self.monitor = make_monitor(settings, bundle)
         self.summariser = SignalSummariser(bundle.baseline, bundle.identity)
         self.errors = ErrorWatch(bundle.identity, WRONG, delta=settings.drift.delta)
@@ -91,19 +86,6 @@ def _changes(now: _InService, predicted: Numbers, start: int, end: int) -> list[
         if change is not None and change.rose:
             found.append(change.change_event_time_ms)
     return found
-
-
-def _scored(log: market.MemoryLog, bundle: Bundle) -> tuple[Numbers, Floats]:
-    """(n,) probabilities of UP, and (n, signals) what the monitor watches."""
-    columns = log.events_table.combine_chunks().to_batches()[0]
-    checked = Validator(bundle.contract, id_field="id", time_field=None).validate(
-        Decoded(columns, np.arange(columns.num_rows), [])
-    )
-    rows, outputs = score(loading.load_module(bundle), bundle.contract, checked.inputs)
-    labels = prediction_labels(outputs, bundle.contract)
-    matrix = SignalMatrix([s.name for s in bundle.baseline.signals], bundle.contract)
-    signals = matrix.fill(len(rows), rows, checked.numbers, checked.nulls, rows, outputs, labels)
-    return outputs[:, -1].astype(np.float64), signals
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
