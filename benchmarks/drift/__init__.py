@@ -1,4 +1,4 @@
-"""Drift: alarms on made-up signals (`python -m benchmarks.drift`), and the loop on Elec2 (`... .elec2`)."""
+"""Drift: the score card (`python -m benchmarks.drift`), and the loop on Elec2 (`... .elec2`)."""
 
 from benchmarks.drift.synthetic import (
     IDENTITY,

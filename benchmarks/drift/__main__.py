@@ -1,6 +1,6 @@
-"""`python -m benchmarks.drift`."""
+"""`python -m benchmarks.drift`: the score card."""
 
-from benchmarks.drift.synthetic import main
+from benchmarks.drift.card import main
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 import pytest
 
 from benchmarks.drift import elec2_report, loop, market, policies
-from benchmarks.drift.synthetic import Card, river_alone, stationary
 from pipeline.retraining import window
 from pipeline.retraining.window import Wanted
 from pipeline.settings import Settings, load
@@ -154,20 +153,3 @@ def test_the_results_are_of_the_run_that_lies_beside_them() -> None:
     found = json.loads((folder / "elec2.json").read_text("utf-8"))
     assert (folder / "RESULTS.md").read_text("utf-8") == elec2_report.page(found)
     assert (folder / "elec2.svg").read_text("utf-8") == elec2_report.plot(found)
-
-
-def test_the_card_counts_the_first_alarm_after_the_drift_and_no_other() -> None:
-    card = Card()
-    card.count([50, 130, 140], 100)
-    card.count([], 100)
-    assert (card.delays, card.missed, card.false) == ([30], 1, 2)
-    assert card.f1 == pytest.approx(2 / 5)
-
-
-def test_river_alone_finds_a_large_step() -> None:
-    """Independent values: no alarm before the step (notes: 0 in 100,000), one soon after it."""
-    rows, _, _ = stationary("normal", 0.0, 1, 4_000)
-    rows[2_000:, 3] += 3.0
-    alarms = river_alone(rows)
-    assert alarms == sorted(alarms)
-    assert 2_000 < alarms[0] < 2_200
