@@ -163,11 +163,12 @@ def _estimate(kinds: dict[str, list[Found]]) -> Row:
     windows = kinds["calibrated"]
     within = sum(w["low"] <= w["accuracy"] <= w["high"] for w in windows)
     apart = [w["estimated"] - w["accuracy"] for w in windows]
+    span = f"{mean(apart):+.3f} on the mean, {min(apart):+.3f} to {max(apart):+.3f}"
     figure = f"**{ours:.3f}** by confidence, recalibrated; by threshold (ATC) {errors['threshold']:.3f}"
     why = (
         f"Confidences do not see that labels follow inputs in another way (concept drift; Garg et al. 2022). "
-        f"Recalibrated, they are {mean(apart):+.3f} off on the mean, {min(apart):+.3f} to {max(apart):+.3f}; the accuracy "
-        f"lies within the range that sampling alone explains in {within} of {len(windows)} windows."
+        f"Recalibrated, they are off by {span}; the accuracy lies within the range that sampling alone explains in "
+        f"{within} of {len(windows)} windows."
     )
     name = "Elec2, static model: accuracy estimated without labels, mean absolute error per 1,000 rows"
     baseline = f"raw confidence {errors['raw']:.3f}"
