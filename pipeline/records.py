@@ -212,7 +212,7 @@ class SignalBaseline:
     """What one signal looked like on the training data's held-out part.
 
     Names: "feature:<name>", "score:<class or output>" (values), "null:<feature>",
-    "class:<label>" (0/1 indicators), "rejected" (0/1 per input record).
+    "class:<label>" (0/1 indicators), "rejected" (0/1 per input record), "joint:<feature>" (products).
     `edges` are the m+1 finite, float32-exact edges of m histogram bins; a value x is in bin j when
     edges[j] < x <= edges[j+1]; the outer bins also take what lies beyond. A signal that had no value
     (count 0) is not watched.
@@ -232,11 +232,24 @@ class SignalBaseline:
 
 
 @dataclass(frozen=True, slots=True)
+class JointWeights:
+    """Which number features are watched together, and how much each says of each; see drift/joint.py.
+
+    weights[i][j]: of feature j in "joint:<feature i>"; 0 where i is j.
+    """
+
+    features: tuple[str, ...]
+    weights: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Baseline:
     """Baselines of all signals, and the shortest block (events) that workers add up; see drift/baseline.py."""
 
     signals: tuple[SignalBaseline, ...]
     block_events: int
+    #: What the last signals, "joint:<name>", are made of; None where there are none.
+    joint: JointWeights | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.drift.bins import MODE_SHARE, cut_points, is_indicator, kind_of, levels_of
+from pipeline.drift.joint import BINS, PREFIX, JointValues, bins_of, joint_weights
 from pipeline.errors import DataError
 from pipeline.records import Baseline, FeatureContract, Floats, SignalBaseline
 
@@ -43,13 +44,32 @@ def signal_names(contract: FeatureContract) -> tuple[str, ...]:
 def measure_baseline(signals: Sequence[str], matrix: Floats) -> Baseline:
     """Baselines of held-out rows in time order.
 
-    matrix: float32 (n, len(signals)), NaN where a row has no value for a signal.
+    matrix: float32 (n, len(signals)), NaN where a row has no value for a signal. Joint signals are made of it, and come
+    last in what is returned.
     Raises DataError when the matrix has no rows or another width.
     """
     if matrix.ndim != 2 or matrix.shape[1] != len(signals) or not len(matrix):
         raise DataError(f"baseline: a matrix of shape {matrix.shape} for {len(signals)} signals; give rows x signals")
     measured = tuple(_measure(name, matrix[:, column]) for column, name in enumerate(signals))
-    return Baseline(measured, choose_block_events(measured))
+    block_events = choose_block_events(measured)
+    joint = joint_weights(measured, matrix)
+    if joint is None:
+        return Baseline(measured, block_events)
+    products = joint_columns(Baseline(measured, block_events, joint), matrix)
+    together = (_measure(PREFIX + name, products[:, i], bins=BINS) for i, name in enumerate(joint.features))
+    return Baseline((*measured, *together), block_events, joint)
+
+
+def joint_columns(baseline: Baseline, matrix: Floats) -> Floats:
+    """The joint signals of rows, (n, joint signals) float32; `matrix` as the baseline was measured on."""
+    joint = baseline.joint
+    if joint is None:
+        return np.empty((len(matrix), 0), dtype=np.float32)
+    columns = {signal.name: column for column, signal in enumerate(baseline.signals)}
+    chosen = [columns[f"feature:{name}"] for name in joint.features]
+    width = max(len(baseline.signals[column].histogram) for column in chosen) + 1
+    bins = np.stack([bins_of(baseline.signals[column], matrix[:, column], width - 1) for column in chosen])
+    return np.ascontiguousarray(JointValues(joint, baseline.signals, width).of(bins).T)
 
 
 def choose_block_events(signals: Sequence[SignalBaseline]) -> int:
@@ -62,14 +82,14 @@ def choose_block_events(signals: Sequence[SignalBaseline]) -> int:
     return min(max(middle, BLOCK_EVENTS_MIN), BLOCK_EVENTS_MAX)
 
 
-def _measure(name: str, column: Floats) -> SignalBaseline:
+def _measure(name: str, column: Floats, bins: int = 16) -> SignalBaseline:
     values = column[np.isfinite(column)]
     if not len(values):
         return SignalBaseline(name, 0, 0.0, 0.0, 0.0, 0.0, (0.0, 1.0), (0,), 0.0, 1.0)
     low, high = float(values.min()), float(values.max())
-    cuts = [0.5] if is_indicator(name) else _cuts(values)
-    bins = np.searchsorted(np.array(cuts, dtype=np.float32), values, side="left")
-    histogram = np.bincount(bins, minlength=len(cuts) + 1)
+    cuts = [0.5] if is_indicator(name) else _cuts(values, bins)
+    places = np.searchsorted(np.array(cuts, dtype=np.float32), values, side="left")
+    histogram = np.bincount(places, minlength=len(cuts) + 1)
     exact = values.astype(np.float64)
     edges = (min(low, cuts[0]) - 1.0, *cuts, max(high, cuts[-1]) + 1.0)
     signal = SignalBaseline(
@@ -84,14 +104,14 @@ def _measure(name: str, column: Floats) -> SignalBaseline:
         autocorrelation=0.0,
         autocorrelation_time=1.0,
     )
-    lag_one, time = autocorrelation(levels_of(signal)[bins])
+    lag_one, time = autocorrelation(levels_of(signal)[places])
     return replace(signal, autocorrelation=lag_one, autocorrelation_time=time)
 
 
-def _cuts(values: Floats) -> list[float]:
+def _cuts(values: Floats, bins: int) -> list[float]:
     """Quantile cuts; around a mode, or a constant, cuts that set exactly that value apart."""
     found, times = np.unique(values, return_counts=True)
-    cuts = set(cut_points(values))
+    cuts = set(cut_points(values, bins))
     if times.max() >= MODE_SHARE * len(values):
         mode = found[times.argmax()]
         cuts |= {float(np.nextafter(mode, np.float32(-np.inf))), float(mode)}

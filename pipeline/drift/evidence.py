@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.drift.history import Stretch
+from pipeline.drift.joint import PREFIX
 from pipeline.records import OffsetRange, RetrainingTrigger, SignalBaseline, SignalEvidence
 
 Doubles = npt.NDArray[np.float64]
@@ -64,8 +67,14 @@ def severity_of(signals: list[SignalEvidence]) -> Severity:
     return "major" if any(s.psi >= PSI_MINOR for s in signals) else "minor"
 
 
-def advice_for(severity: Severity, signals: list[SignalEvidence], since: int, window_events: int) -> str:
-    """One line: what moved and what to do."""
+def advice_for(
+    severity: Severity,
+    signals: list[SignalEvidence],
+    since: int,
+    window_events: int,
+    leans: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> str:
+    """One line: what moved and what to do. leans: the features that a joint signal is of, as joint.leans_on gives."""
     rejected = next((s for s in signals if s.signal == "rejected" and s.after_mean > s.before_mean), None)
     if rejected is not None:
         return (
@@ -80,7 +89,15 @@ def advice_for(severity: Severity, signals: list[SignalEvidence], since: int, wi
     moved = "the model's outputs moved" if severity == "critical" else "inputs moved"
     if all(s.signal.startswith(OUTPUT_SIGNALS) for s in signals):
         moved = "the model's outputs moved, its inputs did not noticeably"
+    if all(s.signal.startswith(PREFIX) for s in signals):
+        moved = f"inputs go together otherwise than they did ({_together(signals[0], leans)})"
     return f"{moved}: retrain on the window {when}; compare with labels first if they are there"
+
+
+def _together(signal: SignalEvidence, leans: Mapping[str, Sequence[str]]) -> str:
+    own, *others = leans.get(signal.signal, (signal.signal.removeprefix(PREFIX),))
+    told = f"{own} with {', '.join(others) or 'the others'}"
+    return f"correlation of {told}: {signal.before_mean:.2f} -> {signal.after_mean:.2f}"
 
 
 def trigger_id(evidence: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from pipeline.drift.evidence import (
     trigger_to_dict,
 )
 from pipeline.drift.history import History, Stretch, evidence_ranges, training_ranges
+from pipeline.drift.joint import leans_on
 from pipeline.drift.merge import DATING_BLOCKS, RoundMerger
 from pipeline.records import Baseline, BatchSummary, RetrainingTrigger, SignalBaseline, SignalEvidence
 
@@ -83,6 +84,7 @@ class DriftMonitor:
         self._settings = settings or MonitorSettings()
         self._now_ms = now_ms
         self._names = [s.name for s in baseline.signals]
+        self._leans = leans_on(baseline.joint) if baseline.joint else {}
         self._merger = RoundMerger()
         self._history = History([len(s.histogram) for s in baseline.signals])
         self._detectors = detectors(baseline.signals, baseline.block_events, self._settings.delta)
@@ -98,7 +100,10 @@ class DriftMonitor:
     @property
     def fingerprint(self) -> str:
         """Identifies model version and baseline: state of another one is not continued."""
-        identity = [self.model_id, self.model_version, asdict(self._baseline)]
+        plain = asdict(self._baseline)
+        if self._baseline.joint is None:  # as it was before there were joint signals: their state goes on
+            del plain["joint"]
+        identity = [self.model_id, self.model_version, plain]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def refusal(self, summary: BatchSummary) -> str | None:
@@ -222,8 +227,13 @@ class DriftMonitor:
                 name = "moved" if detector.strength_at(lead.start_event) >= MOVED_Z else None
             if name is not None:
                 signals.append(signal_evidence(index, baseline, name, before, after))
-        signals.sort(key=lambda s: -s.psi)
+        signals = sorted(self._own(signals), key=lambda s: -s.psi)
         return self._describe(lead, signals, earlier, after)
+
+    def _own(self, signals: list[SignalEvidence]) -> list[SignalEvidence]:
+        """Without the joint signals of features that moved by themselves: products move with their factors."""
+        moved = {name for s in signals for kind, _, name in [s.signal.partition(":")] if kind in ("feature", "null")}
+        return [s for s in signals if moved.isdisjoint(self._leans.get(s.signal, ()))]
 
     def _describe(
         self, lead: _Alarm, signals: list[SignalEvidence], earlier: list[Stretch], after: list[Stretch]
@@ -242,7 +252,7 @@ class DriftMonitor:
             evidence=evidence_ranges(after),
             window=training_ranges(earlier, after, settings.window_events),
             severity=severity,
-            advice=advice_for(severity, signals, since, settings.window_events),
+            advice=advice_for(severity, signals, since, settings.window_events, self._leans),
             events_seen=self.events_seen,
             detected_event_time_ms=self._last_event_time_ms,
             next_allowed_after_events=settings.cooldown_events,

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from pipeline.errors import BundleError
-from pipeline.records import Baseline, Feature, FeatureContract, ModelIdentity, OutputContract
+from pipeline.records import Baseline, Feature, FeatureContract, JointWeights, ModelIdentity, OutputContract
 
 FORMAT: Literal["pipeline-model-bundle"] = "pipeline-model-bundle"
 FORMAT_VERSION: Literal[1] = 1
@@ -179,7 +179,10 @@ def digest(content: Mapping[str, Any], *, without: tuple[str, ...] = ("digest",)
 
 def _dumped(manifest: Manifest) -> dict[str, Any]:
     # Without warnings: dataclasses made in Python may hold 1 where the type says 1.0.
-    return manifest.model_dump(mode="json", warnings=False)
+    content: dict[str, Any] = manifest.model_dump(mode="json", warnings=False)
+    if manifest.baseline.joint is None:  # written, and given its version, as before there was any
+        del content["baseline"]["joint"]
+    return content
 
 
 def content_version(manifest: Manifest) -> str:
@@ -267,6 +270,19 @@ def baseline_faults(baseline: Baseline) -> list[str]:
             faults.append(f"baseline: signal {signal.name}: edges do not ascend")
         if signal.count < 0 or signal.variance < 0 or min(signal.histogram, default=0) < 0:
             faults.append(f"baseline: signal {signal.name}: a count or variance below 0")
+    return faults + _joint_faults(baseline.joint or JointWeights((), ()), names)
+
+
+def _joint_faults(joint: JointWeights, names: list[str]) -> list[str]:
+    size, together = len(joint.features), [f"joint:{name}" for name in joint.features]
+    faults = []
+    if [name for name in names if name.startswith("joint:")] != together or names[len(names) - size :] != together:
+        faults.append(f"baseline: its last signals are not the {size} of joint.features")
+    faults += [
+        f"baseline: joint: no signal feature:{name}" for name in joint.features if f"feature:{name}" not in names
+    ]
+    if [len(row) for row in joint.weights] != [size] * size:
+        faults.append(f"baseline: joint: weights are not {size} rows of {size}")
     return faults
 
 

@@ -334,7 +334,7 @@ async def test_what_is_committed_is_reported(stream: Stream, open_station: Open)
         await topic.run(station, 1, "before the commit")
         await topic.run(station, 1)
     assert observer.events == 12_000
-    assert len(observer.names) == 16
+    assert len(observer.names) == 16 + 16  # features, and how each goes with the others
     assert observer.alarms == [s.signal for t in topic.triggers for s in t.signals]
 
 
