@@ -1,7 +1,8 @@
-"""Probabilities made to mean what they say, by recent outcomes: a temperature, or an isotonic curve a class.
+"""Probabilities made to mean what they say, by recent outcomes: a temperature, Platt's line, or an isotonic curve.
 
 A temperature has one number to learn and never changes which class wins; it mends a model that is too sure of all it
-says, as networks are and as drift makes them. An isotonic curve mends any monotone error, and takes far more rows.
+says, as networks are and as drift makes them. Platt's line adds a bias for each class, and so mends a model whose
+classes have become more or less frequent. An isotonic curve mends any monotone error, and takes far more rows.
 """
 
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from pipeline.measures.paired import paired_bootstrap
 from pipeline.measures.scored import Numbers, Scored, by_class
 from pipeline.records import Floats
 
-Kind = Literal["temperature", "isotonic"]
+Kind = Literal["temperature", "platt", "isotonic"]
 
 #: Rows with a known truth that a fit takes. Temperature: of 100 rows whose logits have a deviation of 2 its standard
-#: error is 1 / sqrt(100 x 0.3) = 0.18. Isotonic: scikit-learn's guide advises against it for fewer than 1,000.
-ROWS_MIN: dict[Kind, int] = {"temperature": 100, "isotonic": 1000}
+#: error is 1 / sqrt(100 x 0.3) = 0.18. Platt: twice as many, since the bias's is 1 / sqrt(200 x 0.15), also 0.18.
+#: Isotonic: scikit-learn's guide advises against it for fewer than 1,000.
+ROWS_MIN: dict[Kind, int] = {"temperature": 100, "platt": 200, "isotonic": 1000}
 #: Beyond these a temperature says "always certain" or "no idea", which no calibration mends.
 TEMPERATURE_MIN, TEMPERATURE_MAX = 0.05, 20.0
 #: Newton's steps, or halvings of the interval in between: 60 halvings reach a float64's precision, 6 steps usually do.
@@ -49,6 +51,8 @@ class Calibrator:
     fitted_until_ms: int
     #: Logits are divided by it: above 1 probabilities move towards even. 1 for isotonic.
     temperature: float = 1.0
+    #: Platt: added to each class's logit after that; that of the first is 0.
+    biases: tuple[float, ...] = ()
     #: Isotonic: of the second class of two, or of each of more.
     curves: tuple[Curve, ...] = ()
 
@@ -61,9 +65,9 @@ class Calibrator:
             raise ContractError(f"calibrator: made for outputs of width {self.width}, not of shape {outputs.shape}")
         columns = by_class(outputs.astype(np.float64))
         changed = (
-            _tempered(_logarithms(columns), 1 / self.temperature)
-            if self.kind == "temperature"
-            else self._curved(columns)
+            self._curved(columns)
+            if self.kind == "isotonic"
+            else _tempered(_logarithms(columns), 1 / self.temperature, self.biases or 0.0)
         )
         calibrated: Floats = changed[:, -self.width :].astype(np.float32)
         return calibrated
@@ -79,14 +83,16 @@ class Calibrator:
         """As plain data for JSON; `of` takes it up again."""
         curves = [{"scores": list(c.scores), "probabilities": list(c.probabilities)} for c in self.curves]
         common = {"kind": self.kind, "width": self.width, "fitted_until_ms": self.fitted_until_ms}
-        return {**common, "temperature": self.temperature, "curves": curves}
+        biases = {"biases": list(self.biases)} if self.biases else {}
+        return {**common, "temperature": self.temperature, **biases, "curves": curves}
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> "Calibrator":
         """The calibrator whose `plain` data this is. Raises ContractError if it is none."""
         try:
             curves = tuple(Curve(tuple(c["scores"]), tuple(c["probabilities"])) for c in plain["curves"])
-            made = cls(plain["kind"], plain["width"], plain["fitted_until_ms"], plain["temperature"], curves)
+            biases = tuple(plain.get("biases", ()))
+            made = cls(plain["kind"], plain["width"], plain["fitted_until_ms"], plain["temperature"], biases, curves)
         except (KeyError, TypeError) as error:
             raise ContractError(f"calibrator: not the data of one: {error!r}") from None
         if made.kind not in ROWS_MIN:
@@ -109,6 +115,8 @@ def fit(scored: Scored, kind: Kind = "temperature") -> Calibrator:
     columns = by_class(known.outputs)
     if kind == "temperature":
         return Calibrator(kind, width, until_ms, _temperature(_logarithms(columns), known.truth))
+    if kind == "platt":
+        return Calibrator(kind, width, until_ms, *_platt(_logarithms(columns), known.truth))
     ranked = [1] if columns.shape[1] == 2 else range(columns.shape[1])
     # Nothing is certain after n rows: at most (n + 1) / (n + 2), the rule of succession.
     least = 1 / (len(known) + 2)
@@ -143,9 +151,10 @@ def _logarithms(columns: Numbers) -> Numbers:
     return np.log(np.clip(columns, PROBABILITY_MIN, 1.0))
 
 
-def _tempered(logarithms: Numbers, power: float) -> Numbers:
-    """Softmax of power x log p: for two classes the sigmoid of power x logit."""
-    scaled = np.exp(power * (logarithms - logarithms.max(axis=1, keepdims=True)))
+def _tempered(logarithms: Numbers, power: float, biases: Any = 0.0) -> Numbers:
+    """Softmax of power x log p + bias: for two classes the sigmoid of power x logit + bias."""
+    logits = power * logarithms + biases
+    scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities: Numbers = scaled / scaled.sum(axis=1, keepdims=True)
     return probabilities
 
@@ -170,6 +179,57 @@ def _temperature(logarithms: Numbers, truth: Any) -> float:
             break
         power = following
     return 1 / power
+
+
+# --------------------------------------------------------------------------- Platt
+
+
+def _platt(logarithms: Numbers, truth: Any) -> tuple[float, tuple[float, ...]]:
+    """The temperature and biases of least log loss (Platt 1999; several classes: Alexandari et al. 2020).
+
+    Newton's method on the inverse temperature, kept within its bounds, and on the biases but the first; the loss is
+    convex in them. Targets are smoothed as Platt's are, by the rule of succession, so a class that no row is of keeps a
+    chance and the biases stay finite.
+    """
+    rows, classes = logarithms.shape
+    targets = np.full((rows, classes), 1 / (rows + classes))
+    targets[np.arange(rows), truth] += rows / (rows + classes)
+    parameters = np.concatenate([[1.0], np.zeros(classes - 1)])
+    loss, slopes, curvatures = _platt_loss(logarithms, targets, parameters)
+    for _ in range(STEPS_MAX):
+        # A power at its bound, with the loss falling beyond it, is held there.
+        held = (parameters[0] <= 1 / TEMPERATURE_MAX and slopes[0] > 0) or (
+            parameters[0] >= 1 / TEMPERATURE_MIN and slopes[0] < 0
+        )
+        free = slice(1 if held else 0, None)
+        step = np.zeros(classes)
+        step[free] = np.linalg.solve(curvatures[free, free], slopes[free])
+        for _ in range(STEPS_MAX):
+            tried = parameters - step
+            tried[0] = np.clip(tried[0], 1 / TEMPERATURE_MAX, 1 / TEMPERATURE_MIN)
+            found = _platt_loss(logarithms, targets, tried)
+            if found[0] <= loss:
+                break
+            step /= 2
+        gained = loss - found[0]
+        parameters, (loss, slopes, curvatures) = tried, found
+        if gained < 1e-12:
+            break
+    return 1 / float(parameters[0]), (0.0, *parameters[1:].tolist())
+
+
+def _platt_loss(logarithms: Numbers, targets: Numbers, parameters: Numbers) -> tuple[float, Numbers, Numbers]:
+    """Mean log loss, its (classes,) slopes and (classes, classes) curvatures, in the power and the biases."""
+    probabilities = _tempered(logarithms, float(parameters[0]), np.concatenate([[0.0], parameters[1:]]))
+    loss = -(targets * np.log(np.clip(probabilities, PROBABILITY_MIN, 1.0))).sum(axis=1).mean()
+    excess = probabilities - targets
+    slopes = np.concatenate([[(excess * logarithms).sum(axis=1).mean()], excess.mean(axis=0)[1:]])
+    away = logarithms - (probabilities * logarithms).sum(axis=1, keepdims=True)
+    weighed = probabilities * away
+    curvatures = np.diag([(weighed * away).sum(axis=1).mean(), *probabilities.mean(axis=0)[1:]])
+    curvatures[0, 1:] = curvatures[1:, 0] = weighed.mean(axis=0)[1:]
+    curvatures[1:, 1:] -= probabilities[:, 1:].T @ probabilities[:, 1:] / len(targets)
+    return float(loss), slopes, curvatures + 1e-9 * np.eye(len(parameters))
 
 
 # --------------------------------------------------------------------------- isotonic

@@ -13,7 +13,7 @@ from pipeline.measures.calibrators import Calibrator, Curve
 from pipeline.models.calibrations import Calibration, from_row, id_of, parameters_of, to_row
 from pipeline.records import ModelIdentity, OutputContract
 from pipeline.retraining.calibrating import Trial, calibrate, ece_change
-from tests.unit.test_measures_calibrators import calibrated, contract, rows, softmax
+from tests.unit.test_measures_calibrators import calibrated, contract, rows, shifted, softmax
 
 
 def trial(n: int, classes: int, too_sure: float, seed: int = 0, **given: Any) -> Trial:
@@ -95,6 +95,25 @@ def test_a_class_that_would_be_found_less_often_is_named() -> None:
     assert found.changed > 0.1
     assert "b decided right in " in found.says
     assert "worse, and not by chance" in found.says
+
+
+def test_a_line_is_taken_where_errors_judge_and_classes_have_become_rare() -> None:
+    """It finds the rare class less often: refused where no class may lose, taken where fewer errors in all suffice."""
+    scored, output = shifted(4_000, [0.0, -2.0], 1.0), contract(1)
+    found = calibrate(scored, output, judge_by="errors")
+    assert (found.accepted, found.calibrator.kind) == (True, "platt")
+    assert found.after["accuracy"] > found.before["accuracy"] + 0.1
+    assert calibrate(scored, output).calibrator.kind != "platt"
+    assert failed(calibrate(scored, output, kind="platt")) == {"classes"}
+
+
+def test_a_line_that_makes_more_errors_is_refused() -> None:
+    """Rare in the past, frequent again on the newest rows."""
+    past, newest = shifted(4_200, [0.0, -2.0], 1.0), shifted(1_800, [0.0, 2.0], 1.0, seed=1)
+    truth, outputs = np.concatenate([past.truth, newest.truth]), np.concatenate([past.outputs, newest.outputs])
+    found = calibrate(Scored(outputs, truth, np.arange(6_000)), contract(1), kind="platt", judge_by="errors")
+    assert "errors" in failed(found)
+    assert "wrong" in found.says
 
 
 def test_of_several_classes_none_may_get_worse() -> None:

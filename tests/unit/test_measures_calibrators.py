@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
 
 from pipeline.errors import ContractError
 from pipeline.measures import Scored, measure
@@ -18,12 +19,15 @@ from pipeline.measures.calibrators import (
     TEMPERATURE_MIN,
     Calibrator,
     Curve,
+    Kind,
     accepts,
     fit,
     isotonic,
 )
 from pipeline.measures.scored import predicted
 from pipeline.records import OutputContract
+
+LINES: tuple[Kind, ...] = ("temperature", "platt")
 
 
 def softmax(logits: Any) -> Any:
@@ -148,7 +152,58 @@ def test_isotonic_is_never_certain() -> None:
     assert calibrator.apply(np.array([[0.0], [1.0]], np.float32))[:, 0] == pytest.approx([1 / 1002, 1001 / 1002])
 
 
-# --------------------------------------------------------------------------- both
+# --------------------------------------------------------------------------- Platt
+
+
+def shifted(n: int, biases: list[float], too_sure: float, seed: int = 0) -> Scored:
+    """A model that is too sure, in a world where classes are more or less frequent than it thinks."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 1.5, (n, len(biases)))
+    truth = (random.random((n, 1)) > softmax(logits + biases).cumsum(axis=1)[:, :-1]).sum(axis=1)
+    outputs = softmax(too_sure * logits)
+    return Scored(outputs[:, 1:] if len(biases) == 2 else outputs, truth, np.arange(n))
+
+
+@pytest.mark.parametrize("n", [200, 5_000])
+def test_a_line_is_that_of_a_logistic_regression(n: int) -> None:
+    """scikit-learn's, without a penalty, on the targets that Platt smooths: each row is of both classes, by weight."""
+    scored = shifted(n, [0.0, -1.0], 2.0)
+    made = fit(scored, "platt")
+    logit = np.log(scored.outputs / (1 - scored.outputs))
+    smoothed = np.where(np.arange(2 * n) < n, n + 1, 1) / (n + 2)
+    truth = np.concatenate([scored.truth, 1 - scored.truth])
+    reference = LogisticRegression(C=np.inf, tol=1e-10).fit(np.concatenate([logit, logit]), truth, smoothed)
+    assert 1 / made.temperature == pytest.approx(reference.coef_[0, 0], rel=1e-4)
+    assert made.biases == pytest.approx((0.0, reference.intercept_[0]), abs=1e-4)
+
+
+def test_lines_of_several_classes_are_found() -> None:
+    """One temperature, and a bias for each class beside the first."""
+    made = fit(shifted(40_000, [0.0, 1.0, -1.0, 0.5], 2.0), "platt")
+    assert made.temperature == pytest.approx(2.0, rel=0.05)
+    assert made.biases == pytest.approx((0.0, 1.0, -1.0, 0.5), abs=0.1)
+
+
+def test_a_line_mends_classes_that_became_rare_as_no_temperature_can() -> None:
+    """Of new rows: the calibration error goes, and fewer are decided wrong."""
+    older, newer = shifted(5_000, [0.0, -2.0], 1.0), shifted(5_000, [0.0, -2.0], 1.0, seed=1)
+    found = {kind: measure(calibrated(fit(older, kind), newer), contract(1))["metrics"] for kind in LINES}
+    assert found["temperature"]["ece"] > 0.1
+    assert found["platt"]["ece"] < 0.03
+    assert found["platt"]["accuracy"] > found["temperature"]["accuracy"] + 0.1
+
+
+def test_a_line_keeps_the_order_and_is_never_certain() -> None:
+    """Outputs that say the opposite of the truth are made even, not turned round; an absent class keeps a chance."""
+    truth = np.arange(1000) % 2
+    outputs = np.where(truth, 0.1, 0.9)[:, None]
+    assert fit(Scored(outputs, truth, np.arange(1000)), "platt").temperature == TEMPERATURE_MAX
+    alone = fit(Scored(outputs, np.ones(1000, np.int64), np.arange(1000)), "platt")
+    assert alone.apply(outputs.astype(np.float32)) == pytest.approx(1001 / 1002, abs=2e-3)
+    assert np.isfinite(alone.apply(np.array([[0.0], [1.0]], np.float32))).all()
+
+
+# --------------------------------------------------------------------------- all
 
 
 def test_unknown_classes_are_left_out_of_the_fit() -> None:
@@ -163,7 +218,7 @@ def test_unknown_classes_are_left_out_of_the_fit() -> None:
     assert fit(strange, "isotonic").curves == fit(plain, "isotonic").curves
 
 
-@pytest.mark.parametrize("kind", ["temperature", "isotonic"])
+@pytest.mark.parametrize("kind", ["temperature", "platt", "isotonic"])
 def test_too_few_rows_are_refused(kind: Any) -> None:
     """Fitted to noise it would harm; the error says what it takes."""
     n = ROWS_MIN[kind]
@@ -173,7 +228,7 @@ def test_too_few_rows_are_refused(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("kind", ["temperature", "isotonic"])
+@pytest.mark.parametrize("kind", ["temperature", "platt", "isotonic"])
 def test_a_calibrator_goes_through_json(kind: Any, classes: int) -> None:
     """What is taken up again does the same to the last bit."""
     scored = rows(1500, classes, 2.0)
