@@ -282,14 +282,20 @@ class BatchSummary:
     sums: list[float]
     sums_of_squares: list[float]
     histograms: list[list[int]]
+    #: What this worker tells of the canary beside it, for whoever decides on its trial: its version, "" for nothing;
+    canary_version: str = ""
+    #: why it was taken out of service here, "" while it was not;
+    canary_failure: str = ""
+    #: its time as a multiple of the champion's, of steps in which both scored the same rows.
+    canary_latency_ratios: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class SignalEvidence:
     """Why one signal is part of a trigger.
 
-    detector: "adwin" (changed within the stream), "baseline" (differs from the training data) or
-    "moved" (did not alarm by itself, but changed at the same point). Means are in the signal's own
+    detector: "adwin" (changed within the stream), "spread" (scatters otherwise, around a mean that may have stayed),
+    "baseline" (differs from the training data) or "moved" (did not alarm by itself, but changed at the same point). Means are in the signal's own
     units; KL (after from baseline, nats) and PSI compare histograms on the baseline's bins.
     """
 

@@ -251,5 +251,5 @@ def summary_to_dict(summary: BatchSummary) -> dict[str, Any]:
 
 
 def summary_from_dict(row: dict[str, Any]) -> BatchSummary:
-    """A summary from an Avro row; fields that this version does not know are left out."""
-    return BatchSummary(**{name: row[name] for name in BatchSummary.__slots__})
+    """A summary from an Avro row; fields that this version does not know are left out, those of a canary optional."""
+    return BatchSummary(**{name: row[name] for name in BatchSummary.__slots__ if name in row or "canary" not in name})

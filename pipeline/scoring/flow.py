@@ -26,6 +26,7 @@ from pipeline.scoring.lane import Lane, Rows, Scored
 from pipeline.scoring.publish import Publisher
 from pipeline.scoring.refusal import InputLimit
 from pipeline.scoring.serving import Served, canary_rows, part_of
+from pipeline.scoring.tried import Stopwatch, Tried
 
 log = structlog.get_logger(__name__)
 
@@ -71,6 +72,7 @@ class Flow:
         self._served = served
         #: Champions that were replaced since the last commit: what they added up is due with it.
         self._replaced: list[Lane] = []
+        self._tried = Tried(served.canary)
         self._publisher = publisher
         self._observer = observer
         self._settings = settings
@@ -87,6 +89,7 @@ class Flow:
         Whether that is a change. One that failed and was taken out of service comes back with any change.
         """
         async with self._between_steps:
+            self._tried.follow(served.canary)
             if served == self._served:
                 return False
             if served.champion is not self._served.champion:
@@ -148,7 +151,7 @@ class Flow:
     def _drain(self) -> list[BatchSummary]:
         lanes = [*self._replaced, self._served.champion]
         self._replaced.clear()
-        return [summary for lane in lanes for summary in lane.drain()]
+        return self._tried.tell([summary for lane in lanes for summary in lane.drain()])
 
     def close(self) -> None:
         """Let the scoring thread go; a call into a hung model is left behind."""
@@ -214,16 +217,44 @@ class Flow:
             return [served.champion.score(rows, decoded, timed)], None
         canarys = canary_rows(rows, served.share)
         try:
-            tried = served.canary.score(rows, part_of(decoded, canarys), timed)
+            tried = self._try(served.canary, rows, part_of(decoded, canarys))
         except ScoringError as error:
             self._withdraw("canary", error)
             return [served.champion.score(rows, decoded, timed)], None
         return [served.champion.score(rows, part_of(decoded, ~canarys), timed), tried], canarys
 
+    def _try(self, canary: Lane, rows: Rows, decoded: Decoded) -> Scored:
+        """What the canary makes of its rows; now and then beside the time that the champion takes for them."""
+        watch = Stopwatch()
+
+        def timed(stage: str, seconds: float) -> None:
+            watch(stage, seconds)
+            self._observer.stage(stage, seconds)
+
+        if not self._tried.is_compared(len(decoded.rows)):
+            return canary.score(rows, decoded, timed)
+        champion_first = self._tried.champion_first
+        champion_s = self._champion_s(rows, decoded) if champion_first else 0.0
+        scored = canary.score(rows, decoded, timed)
+        champion_s = champion_s if champion_first else self._champion_s(rows, decoded)
+        self._tried.compared(champion_s, watch.score_s)
+        return scored
+
+    def _champion_s(self, rows: Rows, decoded: Decoded) -> float:
+        """Seconds that the champion takes for rows of the canary, 0 if it fails on them; nothing else comes of it."""
+        watch = Stopwatch()
+        try:
+            self._served.champion.score(rows, decoded, watch)
+        except ScoringError:
+            return 0.0
+        return watch.score_s
+
     def _withdraw(self, role: ModelRole, error: ScoringError) -> None:
         """A model on trial that failed costs no event: from now on this process does without it."""
         log.error("model on trial failed, out of service here", model_role=role, error=str(error))
         self._observer.trial_failed(role)
+        if role == "canary":
+            self._tried.failed(str(error))
         self._served = self._served.without(role)
 
     def _publish(self, rows: Rows, parts: list[Scored], rejects: list[Reject], canarys: Mask | None) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ class RecordingSummariser:
         if not events:
             return []
         nothing: list[Any] = []
-        return [BatchSummary("t", 0, 0, 0, 0, 0, "m", "1", events, 0, *[nothing] * (len(fields(BatchSummary)) - 10))]
+        return [BatchSummary("t", 0, 0, 0, 0, 0, "m", "1", events, 0, *[nothing] * 9)]
 
 
 class Setup:

@@ -1,5 +1,6 @@
 """Several models in service: whose an event is, what a failing one costs, and what is added up when one is replaced."""
 
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,20 @@ def lane(s: Setup, role: ModelRole, version: str = "2", summariser: Any = None, 
     scripted = ScriptedModel(CONTRACT, identity=ModelIdentity("scripted", version), **model)
     validator = Validator(CONTRACT, id_field="id", time_field="at")
     return Lane(scripted, validator, s.flow._publisher, role=role, batch_max=1024, summariser=summariser)
+
+
+class Slow:
+    """A model that takes 5 ms more."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def score(self, inputs: Any) -> Any:
+        time.sleep(0.005)
+        return self._model.score(inputs)
 
 
 def keyed(s: Setup, n: int, x: float = 0.25) -> Any:
@@ -68,6 +83,60 @@ async def test_a_canary_that_raises_costs_no_event(setup: Callable[..., Setup]) 
     assert {p["role"] for p in s.predictions()} == {"champion"}
     assert len(s.predictions()) == 200
     assert s.observer.failed_trials == ["canary"]
+
+
+async def test_what_a_canary_fails_with_is_told_with_the_champions_summaries(setup: Callable[..., Setup]) -> None:
+    """With each until it comes back into service: an abort takes back what was told, and not that it failed."""
+    s = setup()
+    champion, canary = s.flow._served.champion, lane(s, "canary", raise_on=frozenset({0.25}))
+    await s.flow.serve(Served(champion, canary, 0.5))
+    s.flow._step([keyed(s, 100)])
+    s.flow.forget()
+    for _ in range(2):
+        s.flow._step([keyed(s, 100)])
+        (told,) = s.flow._drain()
+        assert told.canary_version == "2"
+        assert told.canary_failure == "the model was told to raise"
+    assert s.flow._drain() == [], "nothing to tell it with"
+    await s.flow.serve(Served(champion, canary, 0.6))
+    s.flow._step([keyed(s, 10, x=0.5)])
+    (told,) = s.flow._drain()
+    assert told.canary_failure == ""
+    await s.flow.serve(Served(champion))
+    s.flow._step([keyed(s, 10, x=0.5)])
+    (told,) = s.flow._drain()
+    assert (told.canary_version, told.canary_latency_ratios) == ("", [])
+
+
+async def test_a_canarys_time_is_held_against_the_champions_for_the_same_rows(setup: Callable[..., Setup]) -> None:
+    """Of one step in 16 that has rows of it; what the champion makes of them for that goes nowhere."""
+    s = setup()
+    champion = s.flow._served.champion
+    slow = lane(s, "canary")
+    slow.model = Slow(slow.model)
+    await s.flow.serve(Served(champion, slow, 0.5))
+    for step in range(33):
+        s.flow._step([keyed(s, 100)])
+        assert len(s.flow._tried._ratios) == 1 + step // 16
+    s.flow._step([s.events(0.25)])  # one event, of the champion
+    assert len(s.sink.to("predictions")) == 3_301
+    (told,) = s.flow._drain()
+    assert len(told.canary_latency_ratios) == 3
+    assert min(told.canary_latency_ratios) > 2
+    s.flow._step([keyed(s, 100)])
+    (told,) = s.flow._drain()
+    assert (told.canary_version, told.canary_latency_ratios) == ("", [])
+    s.flow.close()
+
+
+async def test_a_champion_that_fails_on_the_canarys_rows_costs_no_event(setup: Callable[..., Setup]) -> None:
+    """It was asked for its time alone; there is none to tell."""
+    s = setup()
+    await s.flow.serve(Served(lane(s, "champion", "3", raise_on=frozenset({0.25})), lane(s, "canary"), 0.999999))
+    s.flow._step([keyed(s, 20)])
+    assert len(s.sink.to("predictions")) == 20
+    assert s.flow._tried._ratios == []
+    s.flow.close()
 
 
 async def test_a_shadow_scores_the_same_events_for_its_own_topic(setup: Callable[..., Setup]) -> None:
