@@ -24,6 +24,7 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pipeline.observe.bounds import LABEL_SETS_MAX, OTHER, printable
+from pipeline.observe.loop import LoopSeries
 from pipeline.observe.quality import QualitySeries
 from pipeline.records import ModelIdentity, Reason, Stage
 
@@ -154,6 +155,7 @@ class Metrics:
         self._kafka(registry)
         self._model_and_drift(registry)
         self._joined(registry)
+        self.loop = LoopSeries(registry)
 
     def _hot_path(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:

@@ -205,6 +205,8 @@ class Serving:
         for role in SLOTS:
             if role not in now:
                 self._metrics.model_gone(role)
+        calibrated = [(lane.identity, lane.calibration_id) for lane in now.values() if lane.calibration_id]
+        self._metrics.loop.calibrations((who.model_version, who.role, used) for who, used in calibrated)
         for role, lane in now.items():
             identity = lane.identity
             device = str(self._models[self._held[role].digest].device)

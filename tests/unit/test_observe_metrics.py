@@ -44,6 +44,10 @@ NAMES = {
     "pipeline_quality": {"model_version", "role", "field", "value", "measure"},
     "pipeline_quality_gap": {"model_version", "role", "field", "value", "measure"},
     "pipeline_quality_gap_alarm": {"model_version", "role", "field", "value", "measure"},
+    "pipeline_calibration_info": {"model_version", "role", "calibration_id"},
+    "pipeline_retrainings_total": {"cause", "outcome"},
+    "pipeline_on_trial": {"slot", "model_version"},
+    "pipeline_trial_decisions_total": {"action"},
     "pipeline_ready": set(),
 }
 
@@ -105,6 +109,8 @@ def use_everything(metrics: Metrics, text: str = "x") -> None:
     metrics.monitor_events(9)
     metrics.broker_error(text)
     metrics.missed(text, 1)
+    metrics.loop.calibrations([(text, text, text)])
+    metrics.loop.on_trial([(text, text)])
     metrics.ready(True)
 
 
@@ -282,3 +288,24 @@ def test_a_report_without_bound_is_cut(metrics: Metrics) -> None:
     metrics.quality([version("1", *map(str, range(2 * LABEL_SETS_MAX)))])
     gaps = [labels for name, labels in samples(metrics) if name == "pipeline_quality_gap"]
     assert len(gaps) == LABEL_SETS_MAX
+
+
+def test_what_becomes_of_models_is_counted_and_shown(metrics: Metrics) -> None:
+    """Trainings and decisions add up; who is on trial, and what is calibrated, is as it was said last."""
+    loop = metrics.loop
+    assert metrics.total("pipeline_retrainings_total") == 0
+    for cause, outcome in (("trigger", "accepted"), ("schedule", "refused"), ("schedule", "refused")):
+        loop.retrained(cause, outcome)  # type: ignore[arg-type]
+    loop.trial_decided("withdraw")
+    loop.on_trial([("canary", "v2"), ("champion", "v1")])
+    loop.on_trial([("champion", "v1")])
+    loop.calibrations([("v1", "champion", "c1")])
+    loop.calibrations([("v1", "champion", "c2"), ("v3", "shadow", "c3")])
+    assert metrics.total("pipeline_retrainings_total", cause="schedule", outcome="refused") == 2
+    assert metrics.total("pipeline_retrainings_total", cause="trigger") == 1
+    assert metrics.total("pipeline_trial_decisions_total", action="withdraw") == 1
+    shown = samples(metrics)
+    held = {labels: value for (name, labels), value in shown.items() if name == "pipeline_on_trial"}
+    assert held == {(("model_version", "v1"), ("slot", "champion")): 1.0}
+    assert metrics.total("pipeline_calibration_info") == 2
+    assert metrics.total("pipeline_calibration_info", calibration_id="c1") == 0
