@@ -163,6 +163,10 @@ class Client:
 
     def commit_transaction(self, *arguments: Any) -> None:
         self._producer.commit_transaction(*arguments)
+        self.committed()
+
+    def committed(self) -> None:
+        """A step: what a commit comes to when it ends well."""
 
     def abort_transaction(self, *arguments: Any) -> None:
         self._producer.abort_transaction(*arguments)
