@@ -17,6 +17,8 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 #: Pairs measured: the interval of a median then reaches from the 37th to the 63rd percentile (0.98 / sqrt(60)).
 PAIRS = 60
+#: For looks at a canary, beside trial.alpha: with 18 steps of which all are slower it is certain.
+SLOWER_ALPHA = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +69,38 @@ def ratio(latency: Latency) -> tuple[float, float, float]:
     rank = math.floor((m - Z * math.sqrt(m)) / 2)
     middle = float(np.median(ratios))
     return (middle, float(ratios[rank - 1]), float(ratios[m - rank])) if rank >= 1 else (middle, 0.0, math.inf)
+
+
+class Slower:
+    """Whether a canary takes longer than allowed: whether the median of its latency ratios is beyond a bound.
+
+    A test by betting (Shafer 2021), which may be looked at at any time: half of what there is goes on each next ratio
+    being beyond the bound, at even odds. While the median is not, what there is does not grow on average, so it reaches
+    1 / alpha with a chance of alpha at most (Ville's inequality).
+    """
+
+    def __init__(self, ratio_max: float, alpha: float = SLOWER_ALPHA) -> None:
+        """alpha: chance that one that is not slower is ever certain to be."""
+        self._ratio_max, self.alpha = ratio_max, alpha
+        self._steps = self._beyond = 0
+
+    def add(self, ratios: Sequence[float]) -> None:
+        """The next ratios."""
+        self._steps += len(ratios)
+        self._beyond += sum(ratio > self._ratio_max for ratio in ratios)
+
+    @property
+    def certain(self) -> bool:
+        gained = self._beyond * math.log(1.5) + (self._steps - self._beyond) * math.log(0.5)
+        return gained >= -math.log(self.alpha)
+
+    @property
+    def seems(self) -> bool:
+        return 2 * self._beyond > self._steps
+
+    @property
+    def told(self) -> str:
+        return (
+            f"slower: more than {self._ratio_max:g} times the champion's time in {self._beyond:,} of {self._steps:,} "
+            "steps that both scored"
+        )

@@ -20,6 +20,7 @@ from pipeline.measures.scored import Metrics, Numbers, Scored, by_class
 from pipeline.measures.sums import Sums
 from pipeline.records import Longs, OutputContract
 from pipeline.retraining.comparing import LOSSES, losses
+from pipeline.retraining.latency import Slower
 from pipeline.retraining.sequential import BlockMeans, anytime_z
 from pipeline.settings import GateSettings, TrialSettings
 
@@ -80,6 +81,17 @@ class Trial:
         self._silent_after = min(math.ceil(SILENT_OUTCOMES * (1 - share) / share), SILENT_MAX)
         #: When the champion answered, of its outcomes since the canary's last one.
         self._since_last: Longs = np.empty(0, np.int64)
+        self._failure = ""
+        self._slower = Slower(gate.latency_ratio_max)
+
+    def tell(self, failure: str, latency_ratios: Sequence[float]) -> None:
+        """What a worker says of the canary.
+
+        failure: why it took it out of service, "" where it did not. latency_ratios: its time as a multiple of the
+        champion's, of steps in which both scored the same rows.
+        """
+        self._failure = self._failure or failure
+        self._slower.add(latency_ratios)
 
     def add(self, champion: Scored, canary: Scored) -> None:
         """The next outcomes of each, in the order in which they came; `times_ms` is when they were predicted."""
@@ -93,8 +105,8 @@ class Trial:
     def verdict(self, now_ms: int) -> Verdict:
         """Of all that was added; `wait` until the bounds say something."""
         told = _told(self._canary, self._champion)
-        if silence := self._silence():
-            return Verdict("withdraw", silence)
+        if unfit := self._unfit(told):
+            return Verdict("withdraw", unfit)
         if min(self._canary.rows, self._champion.rows) >= self._bounds.outcomes_min:
             sure = f"at {1 - self._bounds.alpha:.3g} confidence"
             judged = self._judged()
@@ -111,6 +123,14 @@ class Trial:
         if hours >= self._bounds.hours_max:
             return Verdict("withdraw", f"no decision within {self._bounds.hours_max:g} h: {told}: {hindered}")
         return Verdict("wait", f"{told}: {hindered}")
+
+    def _unfit(self, told: str) -> str | None:
+        """Why it is withdrawn, however right it is."""
+        if self._failure:
+            return f"failed: {self._failure}"
+        if self._slower.certain:
+            return f"{told}: {self._slower.told}, at {1 - self._slower.alpha:.3g} confidence"
+        return self._silence()
 
     def _judged(self) -> list["_Beyond"]:
         """The log loss is one of probabilities: where an output is none, there is only the other."""
@@ -130,7 +150,7 @@ class Trial:
             return (
                 f"calibration error {grown:.3f} above the champion's, at most {self._gate.ece_worse_max:g} is allowed"
             )
-        return None
+        return f"{self._slower.told}, it seems" if self._slower.seems else None
 
     @property
     def _last_ms(self) -> int:

@@ -88,7 +88,7 @@ async def build_retrainer(role: Role) -> None:
         app.consumer.abandon()
 
     if settings.trial.enabled:
-        trials = Trials(settings, released, options, succession.stop)
+        trials = Trials(settings, released, options, succession.stop, role.metrics.loop)
 
         @app.task
         async def try_out() -> None:

@@ -8,7 +8,7 @@ once, whoever was killed on the way; and it is carried out on the state it was m
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 import structlog
 from confluent_kafka import Message
 
-from pipeline import codec
+from pipeline import codec, observe
 from pipeline.bus import topics
 from pipeline.bus.clients import ClientOptions, make_admin
 from pipeline.bus.reading import Span, read
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, SchemaError
 from pipeline.measures.scored import Scored
 from pipeline.models import releases
 from pipeline.models.release_log import ReleaseLog
@@ -40,6 +40,9 @@ STOP_POLL_S = 0.2
 REFERENCE_HOURS = 24
 #: Outcomes added together while there are more to come.
 CHUNK_ROWS = 4096
+#: Batch summaries read at the start of a trial, the newest: minutes of them, a second or two of work. A worker repeats
+#: that the canary failed, and compares times as long as the trial lasts.
+SUMMARIES_MAX = 2_000
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class _Case:
     verdict: Callable[[], Verdict]
     #: Outcomes are read from this time on, as the broker has it.
     from_ms: int
+    #: Told what a worker says of a canary: why it failed, its latency ratios. None where no canary is judged.
+    tell: Callable[[str, Sequence[float]], None] | None = None
     settled: bool = False
 
 
@@ -89,7 +94,15 @@ def _change(action: str, now: Releases, judged: Releases, decision: Decision) ->
 class Trials:
     """Follows the releases and judges what is on trial, until `stop` is set."""
 
-    def __init__(self, settings: Settings, released: ReleaseLog, options: ClientOptions, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        released: ReleaseLog,
+        options: ClientOptions,
+        stop: threading.Event,
+        series: observe.LoopSeries,
+    ) -> None:
+        self._series = series
         self._settings, self._releases, self._options, self._stop = settings, released, options, stop
         self._schema = codec.event_schema(settings)
         self._decoder = codec.ColumnarDecoder(codec.registry_of(settings), codec.load_schema("outcome"))
@@ -118,20 +131,26 @@ class Trials:
     def _judge(self, state: Releases) -> None:
         """Until everything is settled, the releases have changed, or a stop. Raises what stands in the way."""
         cases = [case for case in (self._trial(state), self._watch(state)) if case is not None]
+        self._show(cases)
         if not cases:
             return
         for case in cases:
             told = {"slot": case.judged.slot, "version": case.judged.model_version}
             log.info("on trial", **told, beside=case.arms[0].identity.model_version)
-        look_at = 0.0
+        look_at, summaries = 0.0, self._summaries(cases)
         for caught_up in self._outcomes(cases):
             if not caught_up or time.monotonic() < look_at:
                 continue
             look_at = time.monotonic() + self._settings.trial.every_s
+            next(summaries)
             for case in cases:
                 self._look(case, state)
+            self._show(cases)
             if all(case.settled for case in cases):
                 return
+
+    def _show(self, cases: list[_Case]) -> None:
+        self._series.on_trial((case.judged.slot, case.judged.model_version) for case in cases if not case.settled)
 
     def _look(self, case: _Case, state: Releases) -> None:
         if case.settled or self._news.is_set():
@@ -143,6 +162,7 @@ class Trials:
             return
         case.settled = True
         log.info("trial decided", action=action, **told)
+        self._series.trial_decided(action)
         if action != "keep":
             self._carry_out(action, reason, case.judged, state)
 
@@ -163,7 +183,7 @@ class Trials:
         arms = self._arm(champion, since_ms), self._arm(canary, since_ms)
         bounds, gate = self._settings.trial, self._settings.gate
         trial = Trial(arms[0].output, arms[1].output, canary.share, since_ms, bounds=bounds, gate=gate)
-        return _Case(canary, arms, trial.add, lambda: trial.verdict(int(time.time() * 1000)), since_ms)
+        return _Case(canary, arms, trial.add, lambda: trial.verdict(int(time.time() * 1000)), since_ms, trial.tell)
 
     def _watch(self, state: Releases) -> _Case | None:
         """Of a champion that a release or a promotion made; one that a rollback did is not watched again."""
@@ -202,8 +222,38 @@ class Trials:
                 waiting = []
             yield not waiting and len(seen) == len(spans)
 
+    def _summaries(self, cases: list[_Case]) -> Iterator[None]:
+        """Tell the cases what workers say of a canary; each step takes what has come until then."""
+        case = next((case for case in cases if case.tell is not None), None)
+        if case is None or (tell := case.tell) is None:
+            while True:
+                yield
+        topic, rows = self._settings.topic("batch_summaries"), codec.RowCodec(codec.registry_of(self._settings))
+        admin = make_admin(self._options)
+        ((tp, (_, end)),) = topics.watermarks(admin, topic).items()
+        start = max(topics.offset_since(admin, tp, case.from_ms), end - SUMMARIES_MAX)
+        group, spans = self._settings.group("trials"), {tp.partition: Span(start, None)}
+        for messages in read(self._options, group, topic, spans, auto_offset_reset="earliest"):
+            for message in messages:
+                if (found := told_of(rows, message.value(), case.judged.model_version)) is not None:
+                    tell(*found)
+            if not messages:
+                yield
+
     def _add(self, cases: list[_Case], messages: list[Message]) -> None:
         columns = self._decoder.decode([message.value() for message in messages]).columns
         for case in cases:
             if not case.settled:
                 case.add(case.arms[0].of(columns), case.arms[1].of(columns))
+
+
+def told_of(rows: codec.RowCodec, value: bytes | None, version: str) -> tuple[str, list[float]] | None:
+    """Failure and latency ratios of a canary in a batch summary; None where it tells nothing of this version."""
+    try:
+        row = rows.decode(value or b"")
+    except SchemaError as error:
+        log.warning("not a batch summary: skipped", error=str(error))
+        return None
+    if row.get("canary_version") != version:
+        return None
+    return str(row["canary_failure"]), list(row["canary_latency_ratios"])

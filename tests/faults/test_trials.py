@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks import clients
 from pipeline import codec
 from pipeline.cli.releasing import decide, open_releases
 from pipeline.models import bundle as bundles
@@ -17,7 +18,7 @@ from pipeline.models import fetching, releases
 from pipeline.models.release_log import ReleaseLog
 from pipeline.models.releases import Decision, Model, ModelRelease, Releases
 from tests.faults.trial_steps import TRIALS
-from tests.integration.retraining_kit import Market
+from tests.integration.retraining_kit import ROWS, Market
 from tests.pipelines import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.timeout(400)
@@ -33,18 +34,22 @@ class Exchange(Market):
         super().__init__(folder, bootstrap_servers)
         self.log_of_releases: ReleaseLog = open_releases(self.settings, create=True)
 
-    def model(self, version: str) -> Model:
-        """The project's model under another version, where workers would fetch it."""
+    def model(self, version: str, module: str | None = None) -> Model:
+        """The project's model under another version, where workers would fetch it; module: another class of it."""
         settings = self.settings
         found = bundles.read(settings.path(settings.model.bundle))
-        manifest = found.manifest.model_copy(update={"model_version": version})
+        architecture = found.manifest.architecture
+        made_by = architecture.model_copy(update={"module": module or architecture.module})
+        manifest = found.manifest.model_copy(update={"model_version": version, "architecture": made_by})
         path = self.folder / f"{version}.tar"
         bundles.write(bundles.Bundle(manifest, found.weights, ""), path)
         return fetching.publish(bundles.read(path), settings.releases.store, settings.root)
 
-    def release(self, version: str, share: float | None = None, at_ms: int | None = None) -> ModelRelease:
+    def release(
+        self, version: str, share: float | None = None, at_ms: int | None = None, module: str | None = None
+    ) -> ModelRelease:
         """Make `version` champion, or canary with a share, at a time that may have passed."""
-        model = self.model(version)
+        model = self.model(version, module)
         made = decide(self.settings, "test", "")
         decision = Decision(made.release_id, made.pipeline, made.by, at_ms or made.at_ms)
         state = self.log_of_releases.change(
@@ -90,6 +95,10 @@ class Exchange(Market):
         batch = pa.RecordBatch.from_arrays([made.get(f.name, pa.nulls(n)).cast(f.type) for f in fields], schema=fields)
         schema_id = codec.registry_of(settings).register(f"{topic}-value", schema)
         self._send(topic, codec.ColumnarEncoder(schema, schema_id).encode(batch))
+
+    def count(self, topic: str) -> int:
+        """Records that a read_committed reader finds."""
+        return sum(map(len, clients.read_all(self.bootstrap_servers, f"{self.name}.{topic}", "verify", PATIENCE_S)))
 
     def retrainer(self, step: str | None = None) -> Any:
         """The role in a process of its own, which may be killed at a step."""
@@ -167,3 +176,17 @@ def test_a_bad_canary_is_withdrawn_and_a_bad_champion_rolled_back(exchange: Exch
     time.sleep(3.0)  # for a change that should not come
     exchange.stop()
     assert exchange.log_of_releases.state() == state
+
+
+def test_a_canary_that_raises_is_withdrawn_and_the_report_says_why(exchange: Exchange) -> None:
+    """By a worker's word, before any label has come; the champion scores every event."""
+    exchange.release("v1")
+    canary = exchange.release("v2", share=0.5, module="tests.faults.trial_steps:Raising")
+    exchange.start("run", "worker", sets=SETS)
+    exchange.retrainer()
+    exchange.send_events()
+    state = exchange.await_state(lambda now: now.canary is None, "the canary's withdrawal")
+    assert state.history[-1].release_id == f"withdraw-{canary.release_id}"
+    assert "RuntimeError: made to raise" in state.history[-1].reason
+    eventually(lambda: exchange.count("predictions") == ROWS, "a prediction for each event")
+    exchange.stop()

@@ -1,8 +1,15 @@
-"""`python -m tests.faults.trial_steps STEP ARGUMENTS`: as `tests.faults.crashing`, at steps of a trial's decision."""
+"""`python -m tests.faults.trial_steps STEP ARGUMENTS`: as `tests.faults.crashing`, at steps of a trial's decision.
+
+And a model that workers of test_trials.py load.
+"""
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
+from pipeline.models.architectures import TabularMLP
 from tests.faults import crashing
 from tests.faults.crashing import CLIENT, JOURNAL, ONCE, Step
 
@@ -14,6 +21,17 @@ TRIALS: dict[str, Step] = {
     # Not after `commit_transaction`: a try of it that failed, and is to be repeated, has left nothing behind yet.
     "in a trial, after the change's commit": Step("after", f"{CLIENT}.committed", **DECIDING),
 }
+
+
+class Raising(TabularMLP):
+    """Warms up, then raises on what is not all zeros."""
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """As TabularMLP. Raises RuntimeError."""
+        if bool(inputs["numbers"].any()):
+            raise RuntimeError("made to raise")
+        return super().forward(inputs)
+
 
 if __name__ == "__main__":
     crashing.STEPS.update(TRIALS)

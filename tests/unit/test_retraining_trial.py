@@ -9,6 +9,7 @@ from benchmarks.trial import ALLOWED, OUTPUT, answers, trial, watch
 from pipeline.measures import measure
 from pipeline.measures.scored import Scored
 from pipeline.records import OutputContract
+from pipeline.retraining.latency import Slower
 from pipeline.retraining.trial import HOUR_MS, SILENT_MS, Trial, Verdict, Watch
 from pipeline.settings import GateSettings, TrialSettings
 
@@ -221,6 +222,38 @@ def test_the_measure_stays_once_the_first_look_is_taken() -> None:
     assert found.verdict().action == "rollback"
 
 
+def test_one_that_failed_in_a_worker_is_withdrawn_at_once() -> None:
+    """However good, and before any outcome; with what the worker said, that of the first."""
+    found = make()
+    found.tell("", [])
+    assert found.verdict(0).action == "wait"
+    found.tell("model shop v2 failed on 12 rows: KeyError: 'x'", [])
+    found.tell("something else", [])
+    verdict = told(found, rows(8_000, 0.2), rows(2_000, 0.1, 1))
+    assert verdict == Verdict("withdraw", "failed: model shop v2 failed on 12 rows: KeyError: 'x'")
+
+
+def test_one_that_takes_longer_than_allowed_is_withdrawn_and_not_promoted_meanwhile() -> None:
+    """18 steps that are all slower than 1.5 times are certain; one is enough to wait for more."""
+    found = make()
+    found.add(rows(8_000, 0.2), rows(2_000, 0.1, 1))
+    found.tell("", [1.6])
+    waits = found.verdict(0)
+    assert waits.action == "wait"
+    assert waits.reason.endswith(
+        "slower: more than 1.5 times the champion's time in 1 of 1 steps that both scored, it seems"
+    )
+    found.tell("", [1.6] * 16)
+    assert found.verdict(0).action == "wait"
+    found.tell("", [1.6])
+    withdrawn = found.verdict(0)
+    assert withdrawn.action == "withdraw"
+    assert withdrawn.reason.endswith("time in 18 of 18 steps that both scored, at 0.999 confidence")
+    good = make()
+    good.tell("", [1.5, 1.6])
+    assert told(good, rows(8_000, 0.2), rows(2_000, 0.1, 1)).action == "promote"
+
+
 # --------------------------------------------------------------------------- how often wrongly
 
 #: A share of 0.05 is exceeded by 12 of 100 once in 250 tries.
@@ -246,3 +279,19 @@ def test_what_is_much_better_or_worse_is_told_early() -> None:
     assert {trial(seed, 0.1, outcomes_max=1_000)[0] for seed in range(20)} == {"promote"}
     assert {trial(seed, 0.4, outcomes_max=1_000)[0] for seed in range(20)} == {"withdraw"}
     assert {watch(seed, 0.4, outcomes_max=1_000)[0] for seed in range(20)} == {"rollback"}
+
+
+def test_one_that_is_as_fast_as_allowed_is_seldom_found_slower() -> None:
+    """Looked at after each of 2,000 steps; of a chance of a half that a step is slower, and of eight in ten."""
+    random = np.random.default_rng(0)
+
+    def ever_certain(chance: float) -> bool:
+        slower = Slower(1.5, alpha=0.05)
+        for ratio in np.where(random.random(2_000) < chance, 2.0, 1.0):
+            slower.add([ratio])
+            if slower.certain:
+                return True
+        return False
+
+    assert sum(ever_certain(0.5) for _ in range(RUNS)) <= WRONG_MAX
+    assert all(ever_certain(0.8) for _ in range(RUNS))

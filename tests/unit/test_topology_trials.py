@@ -1,16 +1,19 @@
 """Which outcomes are a model's, and that a decision is carried out on the state it was made of or not at all."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipeline import codec
+from pipeline.drift import summary_from_dict, summary_to_dict
 from pipeline.models import releases
 from pipeline.models.releases import Decision, Model, Releases
-from pipeline.records import ModelIdentity, OutputContract
-from pipeline.topology.trials import _Arm, _change
+from pipeline.records import BatchSummary, ModelIdentity, OutputContract
+from pipeline.topology.trials import _Arm, _change, told_of
 
 OUTPUT = OutputContract("classification", 1, ("no", "yes"), "sigmoid")
 FIELDS = codec.arrow_schema(codec.load_schema("outcome"))
@@ -106,3 +109,24 @@ def test_an_outcome_of_a_class_that_the_model_does_not_know_is_an_error() -> Non
     columns = columns.set_column(at, columns.schema.field(at), pa.array(["maybe"]).cast(FIELDS.field("label").type))
     found = _Arm(ModelIdentity("shop", "v1", "canary"), OUTPUT, 0).of(columns)
     assert np.array_equal(found.truth, [-1])
+
+
+def test_what_a_batch_summary_tells_of_a_canary(tmp_path: Path) -> None:
+    """Of this version; nothing by what is no summary, or by one of a version of this software that told nothing."""
+    registry, schema = codec.FileRegistry(tmp_path), json.loads(codec.load_schema("batch-summary"))
+    rows = codec.RowCodec(registry)
+    summary = BatchSummary("t", 0, 0, 0, 0, 0, "m", "1", 0, 0, [], [], [], [], [], [], [], [], [], "2", "raised", [1.5])
+    row = summary_to_dict(summary)
+    earlier = {**schema, "fields": [f for f in schema["fields"] if "canary" not in f["name"]]}
+    new = rows.encode(registry.register("s-value", json.dumps(schema)), json.dumps(schema), row)
+    known = {field["name"] for field in earlier["fields"]}
+    row = {name: value for name, value in row.items() if name in known}
+    old = rows.encode(registry.register("old-value", json.dumps(earlier)), json.dumps(earlier), row)
+    assert told_of(rows, new, "2") == ("raised", [1.5])
+    assert told_of(rows, new, "1") is None
+    assert told_of(rows, old, "2") is None
+    assert told_of(rows, b"garbage", "2") is None
+    assert summary_from_dict(rows.decode(new)) == summary
+    assert summary_from_dict(rows.decode(old)) == replace(
+        summary, canary_version="", canary_failure="", canary_latency_ratios=[]
+    )
