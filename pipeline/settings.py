@@ -129,6 +129,16 @@ class Settings(Section):
             raise ValueError("topics: two roles share one topic name")
         return self
 
+    @model_validator(mode="after")
+    def _schedule_is_remembered(self) -> "Settings":
+        kept_s = self.topics.retention_hours * 3600
+        if self.retraining.every_s >= kept_s:
+            raise ValueError(
+                f"retraining.every_s: the last training is known by its report, which topics.retention_hours keeps for "
+                f"{kept_s:,.0f} s: less than that"
+            )
+        return self
+
     def topic_names(self) -> dict[str, str]:
         """Role -> topic name, for all topics that are in use: those of labels only where they are joined."""
         unused = _ON_DEMAND_TOPIC_ROLES | (frozenset() if self.labels.enabled else _LABEL_TOPIC_ROLES)

@@ -33,6 +33,10 @@ class Request:
     judge: bool = False
     #: Where the bundle will be, as the report says it.
     bundle_uri: str = ""
+    #: Why it is asked for, as the report says it.
+    cause: str | None = None
+    #: Parameters of the calibration that the parent has in service (models/calibrations.py): it is judged with it.
+    calibration: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

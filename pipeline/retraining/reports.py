@@ -35,6 +35,8 @@ class RetrainingReport:
     #: JSON object.
     data: str
     created_at_ms: int
+    #: Reports of earlier versions do not say.
+    cause: str | None = None
 
 
 def make_report(
@@ -47,6 +49,7 @@ def make_report(
     data: Mapping[str, Any],
     created_at_ms: int,
     trigger_id: str | None = None,
+    cause: str | None = None,
 ) -> RetrainingReport:
     """A report of a verdict. versions: of champion and challenger. data: which rows, as plain data."""
     described = json.dumps(data, sort_keys=True, separators=(",", ":"))
@@ -69,6 +72,7 @@ def make_report(
         challenger_metrics=challenger,
         data=described,
         created_at_ms=created_at_ms,
+        cause=cause,
     )
 
 
@@ -78,7 +82,8 @@ def to_row(report: RetrainingReport) -> dict[str, Any]:
 
 
 def from_row(row: Mapping[str, Any]) -> RetrainingReport:
-    """A report as codec.RowCodec decodes it; fields of a newer schema are left out."""
-    known = {field.name: row[field.name] for field in fields(RetrainingReport)}
+    """A report as codec.RowCodec decodes it; fields of a newer schema are left out, what an older one lacks is None."""
+    known = {field.name: row[field.name] for field in fields(RetrainingReport) if field.name != "cause"}
+    known["cause"] = row.get("cause")
     names = [field.name for field in fields(Finding)]
     return RetrainingReport(**{**known, "checks": tuple(Finding(*(c[n] for n in names)) for c in row["checks"])})

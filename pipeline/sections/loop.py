@@ -80,7 +80,11 @@ class RetrainingSettings(Section):
     labels_wait_s: float = Field(
         604_800.0, gt=0, description="How long the retrainer waits for enough labels of events since a change"
     )
-
+    every_s: float = Field(
+        0.0,
+        ge=0,
+        description="Train without a trigger, too, so long after the last training or release; 0: only by triggers",
+    )
     window_rows: int = Field(
         20_000, ge=100, le=10_000_000, description="Newest labelled events to train on, unless told otherwise"
     )

@@ -112,7 +112,7 @@ RELEASE: dict[str, Step] = _named(
         "after change": Step("after", f"{JOURNAL}.change", **ONCE),
     },
 )
-SUCCESSION = "pipeline.topology.retrainer:Succession"
+SUCCESSION = "pipeline.topology.succession:Succession"
 #: What a trigger leads to, in this order: each process goes on where the one before was killed.
 SUCCESSIONS: dict[str, Step] = _named(
     "in a succession, ",

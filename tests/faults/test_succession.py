@@ -13,6 +13,8 @@ from benchmarks import clients
 from pipeline import codec
 from pipeline.cli.releasing import open_releases
 from pipeline.models import bundle as bundles
+from pipeline.models import fetching, releases
+from pipeline.models.releases import Decision
 from tests.faults import crashing
 from tests.integration.retraining_kit import CHANGE, ROWS, START_MS, STEP_MS, Market
 from tests.pipelines import PATIENCE_S, eventually
@@ -105,3 +107,34 @@ def test_a_second_trigger_of_one_drift_makes_no_second_challenger(market: Market
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE_S) == 0, market.log()[-3000:]
     assert [report["trigger_id"] for report in reports(market)] == ["t4"]
+
+
+@pytest.mark.case("F43")
+def test_a_schedule_killed_at_every_step_trains_once(market: Market, counted: Callable[..., None]) -> None:
+    """Without any trigger, an hour after a release; the next one is due in an hour, whoever was killed meanwhile."""
+    settings = market.settings
+    parent = bundles.read(settings.path(settings.model.bundle))
+    log = open_releases(settings, create=True)
+    model = fetching.publish(parent, settings.releases.store, settings.root)
+    decision = Decision("first", settings.name, "test", int(time.time() * 1000) - 3_600_000)
+    log.change(decision, lambda state: releases.release(state, model, decision))
+    sets = (*SETS, "retraining.every_s=3600")
+    steps = [f"in a succession, {step}" for step in ("after train", "after the change's commit")]
+    steps += [f"in a succession, {step} the report's commit" for step in ("before", "after")]
+    for step in steps:
+        process = market.start("run", "retrainer", sets=sets, launcher=("tests.faults.crashing", step))
+        assert process.wait(PATIENCE_S) == -signal.SIGKILL, f"{step}: {market.log()[-3000:]}"
+    process = market.start("run", "retrainer", sets=sets)
+    eventually(lambda: market.log().count('"event": "gate"') == len(steps) + 1, "what was begun, ended")
+    time.sleep(3.0)  # for a training or a report that should not come
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE_S) == 0, market.log()[-3000:]
+    (report,) = reports(market)
+    assert (report["cause"], report["trigger_id"], report["accepted"]) == ("schedule", None, True)
+    assert [entry.model_version for entry in log.state().history] == [
+        parent.model_version,
+        report["challenger_version"],
+    ]
+    (folder,) = (settings.path(settings.retraining.exchange)).glob("schedule-*")
+    assert {"reported", "result.json"} <= {path.name for path in folder.iterdir()}
+    counted(kills=len(steps), reports=1, champions=1)

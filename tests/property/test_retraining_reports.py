@@ -25,7 +25,7 @@ REPORTS = st.builds(
     *[TEXT, st.none() | TEXT, TEXT, TEXT, TEXT, TEXT, TEXT, st.booleans()],
     st.sampled_from(["automatic", "waiting", "none"]),
     st.lists(FINDINGS, max_size=4).map(tuple),
-    *[TEXT, LONG, METRICS, METRICS, TEXT, LONG],
+    *[TEXT, LONG, METRICS, METRICS, TEXT, LONG, st.none() | TEXT],
 )
 
 

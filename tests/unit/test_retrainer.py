@@ -1,4 +1,4 @@
-"""When a trigger asks for nothing that was not done."""
+"""When a trigger, or a schedule, asks for nothing that was not done."""
 
 import json
 import threading
@@ -6,21 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline.errors import PipelineError
 from pipeline.models.releases import ModelRelease, Releases
 from pipeline.records import RetrainingTrigger
 from pipeline.settings import Settings
-from pipeline.topology.retrainer import Succession, answered_by
+from pipeline.topology.schedule import REPORTED, unreported
+from pipeline.topology.succession import Succession, answered_by
 
 
 def trigger(produced_at_ms: int, version: str = "1") -> RetrainingTrigger:
     return RetrainingTrigger("t2", "p", "m", version, [], 0, 0, [], [], "minor", "", 0, 0, 0, produced_at_ms)
 
 
-def train(exchange: Path, trigger_id: str, asked_at_ms: int, of: str = "1", *, finished: bool = True) -> None:
+def train(
+    exchange: Path, trigger_id: str, asked_at_ms: int, of: str = "1", *, finished: bool = True, cause: str = "trigger"
+) -> None:
     """What a training leaves behind."""
-    folder = exchange / f"trigger-{trigger_id}"
+    folder = exchange / f"{cause}-{trigger_id}"
     folder.mkdir()
     (folder / "request.json").write_text(json.dumps({"trigger_id": trigger_id, "asked_at_ms": asked_at_ms}))
     if finished:
@@ -37,6 +41,28 @@ def test_a_training_answers_the_triggers_that_were_sent_before_it_began(tmp_path
     train(tmp_path, "t3", 5_000, finished=False)
     assert answered_by(tmp_path, trigger(2_000)) is None
     assert answered_by(tmp_path / "nowhere", trigger(1)) is None
+    train(tmp_path, "5", 9_000, cause="schedule")
+    assert answered_by(tmp_path, trigger(8_000)) is None, "it learnt from what came before the change, too"
+
+
+def test_a_training_on_schedule_is_unreported_until_it_is_marked(tmp_path: Path) -> None:
+    """The oldest first; one that has not finished, and those of triggers, are none."""
+    assert unreported(tmp_path / "nowhere") == []
+    for moment in ("999", "1000", "98"):
+        train(tmp_path, moment, 1, cause="schedule")
+    train(tmp_path, "2000", 1, cause="schedule", finished=False)
+    train(tmp_path, "5", 1)
+    assert unreported(tmp_path) == ["98", "999", "1000"]
+    (tmp_path / "schedule-999" / REPORTED).touch()
+    assert unreported(tmp_path) == ["98", "1000"]
+
+
+def test_a_schedule_that_outlasts_its_memory_is_refused() -> None:
+    """The last training is known by its report, which is deleted after the topics' retention."""
+    topics = {"retention_hours": 2}
+    assert Settings.model_validate({"topics": topics, "retraining": {"every_s": 7_199}}).retraining.every_s == 7_199
+    with pytest.raises(ValidationError, match=r"retraining.every_s: .* keeps for 7,200 s"):
+        Settings.model_validate({"topics": topics, "retraining": {"every_s": 7_200}})
 
 
 def released(slot: Any, version: str) -> ModelRelease:
