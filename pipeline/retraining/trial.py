@@ -179,50 +179,60 @@ class Watch:
         self, previous: OutputContract, current: OutputContract, *, bounds: TrialSettings, gate: GateSettings
     ) -> None:
         self._bounds = bounds
-        name = _compared(gate.loss, current.kind)[:1]
+        self._names = _compared(gate.loss, current.kind)
         weigher = _Weigher()
-        self._previous, self._current = _Arm(previous, name, weigher), _Arm(current, name, weigher)
-        self._name, self._blocks = name[0], BlockMeans()
-        self._allowed = bounds.rollback_worse_max
-        self._floor = _floor(self._name)
+        self._previous, self._current = _Arm(previous, self._names, weigher), _Arm(current, self._names, weigher)
+        self._blocks = [BlockMeans() for _ in self._names]
         self._times: Longs = np.empty(0, np.int64)
-        self._reference: Numbers = np.empty(0)
-        #: What the mean loss of the champion before is at most, once the first look is taken; then it stays.
-        self._reference_high: float | None = None
+        self._reference: Numbers = np.empty((0, len(self._names)))
+        #: What each mean loss may be, by that of the champion before, once the first look is taken; then it stays.
+        self._reference_high: list[float] | None = None
 
     def add(self, previous: Scored, current: Scored) -> None:
         """The next outcomes of the champion before, and of this one; `times_ms` is when they were predicted."""
-        self._blocks.add(self._current.take(current)[:, 0])
+        for blocks, values in zip(self._blocks, self._current.take(current).T, strict=True):
+            blocks.add(values)
         if self._reference_high is None and len(previous):
             times = np.concatenate([self._times, previous.times_ms])
-            values = np.concatenate([self._reference, self._previous.take(previous)[:, 0]])
+            values = np.concatenate([self._reference, self._previous.take(previous)])
             order = np.argsort(times, kind="stable")[-REFERENCE_OUTCOMES:]
             self._times, self._reference = times[order], values[order]
 
     def verdict(self) -> Verdict:
         """`rollback`, `keep` for good, or `wait`."""
-        alpha = self._bounds.alpha / 2  # one half for each of the two means
+        # A part for each loss, and of it one half for each of the two means.
+        alpha = self._bounds.alpha / len(self._names) / 2
         enough = self._current.rows >= self._bounds.outcomes_min <= len(self._reference)
         if enough and self._reference_high is None:
-            self._reference_high = self._reference_bound(alpha)
-        before = f"{self._reference.mean():.4g}" if len(self._reference) else "-"
+            self._reference_high = [self._reference_bound(column, alpha) for column in range(len(self._names))]
+        before = f"{self._reference[:, 0].mean():.4g}" if len(self._reference) else "-"
         told = f"{_of(self._current)}, of the champion before it {before} of its last {len(self._reference):,}"
-        if self._reference_high is not None:
-            allowed = (1 + self._allowed) * self._reference_high + self._floor
-            z = anytime_z(len(self._blocks) / (self._bounds.outcomes_min / TIGHT_FROM), alpha)
-            if self._blocks.mean - self._blocks.half_width(z) > allowed:
-                sure = f"at {1 - self._bounds.alpha:.3g} confidence"
-                return Verdict("rollback", f"{told}: worse beyond {_percent(self._allowed)}, {sure}")
+        for column, high in enumerate(self._reference_high or ()):
+            if self._judged(column) and self._least(column, alpha) > high:
+                name, sure = self._names[column].replace("_", " "), f"at {1 - self._bounds.alpha:.3g} confidence"
+                allowed = _percent(self._bounds.rollback_worse_max)
+                return Verdict("rollback", f"{told}: {name} is worse beyond {allowed}, {sure}")
         if self._current.rows >= self._bounds.watch_outcomes:
             return Verdict("keep", told)
         return Verdict("wait", told)
 
-    def _reference_bound(self, alpha: float) -> float:
-        """Upper bound, at one look, of the mean loss of the champion before."""
+    def _judged(self, column: int) -> bool:
+        """The log loss beside another one is of probabilities: where an output is none, it says nothing."""
+        return column == 0 or (self._previous.of_probabilities and self._current.of_probabilities)
+
+    def _least(self, column: int, alpha: float) -> float:
+        """What the mean loss of this champion is at least, at any look."""
+        blocks = self._blocks[column]
+        z = anytime_z(len(blocks) / (self._bounds.outcomes_min / TIGHT_FROM), alpha)
+        return blocks.mean - blocks.half_width(z)
+
+    def _reference_bound(self, column: int, alpha: float) -> float:
+        """What it may be: the upper bound, at one look, of the mean loss of the champion before, and a share of it."""
         blocks = BlockMeans()
-        blocks.add(self._reference)
+        blocks.add(self._reference[:, column])
         z, rows = NormalDist().inv_cdf(1 - alpha), len(self._reference)
-        return blocks.mean + math.hypot(blocks.half_width(z), z * self._previous.largest[0] / rows)
+        high = blocks.mean + math.hypot(blocks.half_width(z), z * self._previous.largest[column] / rows)
+        return (1 + self._bounds.rollback_worse_max) * high + _floor(self._names[column])
 
 
 # --------------------------------------------------------------------------- parts

@@ -204,6 +204,22 @@ def test_a_fresh_champion_that_does_worse_is_rolled_back_and_a_good_one_kept() -
     assert fresh(0.24, 20_000).verdict().action == "keep"
 
 
+def test_a_fresh_champion_that_is_as_often_right_and_too_sure_is_rolled_back() -> None:
+    """By its log loss; where the outputs of either are no probabilities, there is none to go by."""
+
+    def fresh(scale: float) -> Verdict:
+        found = Watch(OUTPUT, OUTPUT, bounds=BOUNDS, gate=GATE)
+        now = rows(2_000, 0.2, 4, at_ms=3)
+        sure = Scored(scale * np.where(now.outputs > 0.5, 0.999, 0.001), now.truth, now.times_ms)
+        found.add(rows(5_000, 0.2, 3, at_ms=2), sure)
+        return found.verdict()
+
+    verdict = fresh(1.0)
+    assert verdict.action == "rollback"
+    assert verdict.reason.endswith("log loss is worse beyond 25%, at 0.95 confidence")
+    assert fresh(2.0).action == "wait"
+
+
 def test_one_before_it_that_had_few_outcomes_is_no_measure() -> None:
     """Nothing is decided by 499 outcomes of the champion before."""
     found = Watch(OUTPUT, OUTPUT, bounds=BOUNDS, gate=GATE)
