@@ -115,6 +115,7 @@ def describe_report(record: Record) -> str:
     failed = "; ".join(f"{check['name']}: {check['says']}" for check in record["checks"] if not check["passed"])
     verdict = f"accepted ({record['approval']})" if record["accepted"] else "refused"
     versions = f"{record['model_id']} {record['champion_version']} → {record['challenger_version']}"
+    versions += "  on schedule" if record.get("cause") == "schedule" else ""
     return f"{verdict:<22}  {record['report_id']}  {versions}  {failed}".rstrip()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from pipeline.cli.render import describe_report
 from pipeline.errors import PipelineError
 from pipeline.models.releases import ModelRelease, Releases
 from pipeline.records import RetrainingTrigger
@@ -92,3 +93,11 @@ def test_a_trigger_waits_while_a_successor_is_on_trial(tmp_path: Path) -> None:
         Watched(trial=True)._attempt(trigger(1))
     with pytest.raises(Trained):
         Watched(trial=False)._attempt(trigger(1))
+
+
+@pytest.mark.parametrize(("cause", "said"), [("schedule", True), ("trigger", False), (None, False)])
+def test_a_person_is_told_which_report_is_of_a_schedule(cause: str | None, said: bool) -> None:
+    """Reports of earlier versions have no cause at all."""
+    report = {"accepted": True, "approval": "automatic", "checks": [], "report_id": "r1", "model_id": "m"}
+    report |= {"champion_version": "1", "challenger_version": "2"} | ({"cause": cause} if cause else {})
+    assert describe_report(report).endswith("m 1 → 2" + "  on schedule" * said)
