@@ -2,10 +2,12 @@
 
     bins.py        bounded values: which bin, which level
     baseline.py    signal names, baselines, autocorrelation times
+    joint.py       how features go together, as signals of their own
     summaries.py   on the hot path: what a worker adds up per partition
     merge.py       one stream out of many partitions, by arrival, each event once
     detector.py    one signal: ADWIN proposes, a test with effective sample sizes decides
     history.py     the recent past in the signals' own units
+    spread.py      signals that scatter otherwise around the same mean
     evidence.py    KL, PSI, severity, advice, trigger
     monitor.py     all of it together; pure and restartable
     station.py     the monitor with its durable state, for an agent

@@ -64,7 +64,7 @@ def block_values(block_events: int, autocorrelation_time: float) -> int:
 
 
 def alarm_limit(delta: float, signals: int, values: int) -> float:
-    """The |z| at which one of `signals` signals alarms, so that all raise `delta` false alarms in DELTA_EVENTS.
+    """The |z| at which one of `signals` series alarms, so that all raise `delta` false alarms in DELTA_EVENTS.
 
     values: in a block. Bonferroni over signals: solves C sqrt(2 pi) exp(b^2 / 2) / b = blocks * signals / delta.
     """
@@ -307,12 +307,15 @@ def _xlogy(x: Doubles, y: Doubles) -> Doubles:
     return x * np.log(np.where(x > 0.0, y, 1.0))
 
 
-def detectors(signals: Iterable[SignalBaseline], block_events: int, delta: float) -> list[SignalDetector | None]:
-    """A detector for each signal, None for those that had no value in the baseline."""
-    signals = list(signals)
-    watched = sum(s.count > 0 for s in signals)
+def detectors(
+    signals: Iterable[SignalBaseline], block_events: int, delta: float, comparisons: int
+) -> list[SignalDetector | None]:
+    """A detector for each signal, None for those that had no value in the baseline.
+
+    comparisons: of how many series in all delta bounds the false alarms.
+    """
     return [
-        SignalDetector(s, block_events, alarm_limit(delta, watched, block_values(block_events, cautious_time(s))))
+        SignalDetector(s, block_events, alarm_limit(delta, comparisons, block_values(block_events, cautious_time(s))))
         if s.count
         else None
         for s in signals

@@ -89,6 +89,8 @@ def advice_for(
     moved = "the model's outputs moved" if severity == "critical" else "inputs moved"
     if all(s.signal.startswith(OUTPUT_SIGNALS) for s in signals):
         moved = "the model's outputs moved, its inputs did not noticeably"
+    if all(s.detector == "spread" for s in signals):
+        moved = f"the spread of {', '.join(s.signal.partition(':')[2] for s in signals)} changed"
     if all(s.signal.startswith(PREFIX) for s in signals):
         moved = f"inputs go together otherwise than they did ({_together(signals[0], leans)})"
     return f"{moved}: retrain on the window {when}; compare with labels first if they are there"

@@ -22,8 +22,9 @@ from pipeline.drift.evidence import (
     trigger_to_dict,
 )
 from pipeline.drift.history import History, Stretch, evidence_ranges, training_ranges
-from pipeline.drift.joint import leans_on
+from pipeline.drift.joint import PREFIX, leans_on
 from pipeline.drift.merge import DATING_BLOCKS, RoundMerger
+from pipeline.drift.spread import SpreadScan, scatters
 from pipeline.records import Baseline, BatchSummary, RetrainingTrigger, SignalBaseline, SignalEvidence
 
 #: A signal that did not alarm by itself is named when it changed at the same point by so much: one in
@@ -41,6 +42,12 @@ BASELINE_EVENTS = 2_000
 BASELINE_EVERY = 256
 #: The comparison may alarm again once the signal is back this close to the baseline.
 PSI_REARM = 0.05
+
+
+#: Events since a change for which products that alarm wait for one of their features that moves as well.
+FACTORS_EVENTS_MAX = 1_000
+#: What can alarm; the later ones date a change better.
+DETECTORS = ("baseline", "spread", "adwin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +91,15 @@ class DriftMonitor:
         self._settings = settings or MonitorSettings()
         self._now_ms = now_ms
         self._names = [s.name for s in baseline.signals]
+        together = baseline.joint.features if baseline.joint else ()
+        self._factors = [self._names.index(f"feature:{name}") for name in together]
         self._leans = leans_on(baseline.joint) if baseline.joint else {}
         self._merger = RoundMerger()
         self._history = History([len(s.histogram) for s in baseline.signals])
-        self._detectors = detectors(baseline.signals, baseline.block_events, self._settings.delta)
+        delta, watched = self._settings.delta, sum(s.count > 0 for s in baseline.signals)
+        comparisons = watched + sum(map(scatters, baseline.signals))
+        self._detectors = detectors(baseline.signals, baseline.block_events, delta, comparisons)
+        self._spread = SpreadScan(baseline, delta, comparisons)
         self._needed = np.array([max(BASELINE_EVENTS, BASELINE_EFFECTIVE * cautious_time(s)) for s in baseline.signals])
         #: Whether the comparison with the baseline may alarm: once per departure from it.
         self._armed = [s.count > 0 for s in baseline.signals]
@@ -157,12 +169,12 @@ class DriftMonitor:
     def _decide(self, events: int) -> RetrainingTrigger | None:
         alarms = self._changes()
         if self.events_seen // BASELINE_EVERY > (self.events_seen - events) // BASELINE_EVERY:
-            alarms += self._departures()
+            alarms += self._spreads() + self._departures()
         if not alarms:
             return None
-        lead = max(alarms, key=lambda a: (a.detector == "adwin", a.excess, -a.signal))
+        lead = max(alarms, key=lambda a: (DETECTORS.index(a.detector), not self._is_joint(a), a.excess, -a.signal))
         evidence_events = sum(s.events for s in self._history.split(lead.start_event)[1])
-        if self.events_seen < self._quiet_until or evidence_events < EVIDENCE_EVENTS_MIN:
+        if self.events_seen < self._quiet_until or evidence_events < EVIDENCE_EVENTS_MIN or self._factors_move(lead):
             for alarm in alarms:  # still there when it may be told: keep the proposal open
                 detector = self._detectors[alarm.signal]
                 if detector is not None and alarm.detector == "adwin":
@@ -172,6 +184,16 @@ class DriftMonitor:
         self._begin_anew(lead)
         return trigger
 
+    def _is_joint(self, alarm: _Alarm) -> bool:
+        return self._names[alarm.signal].startswith(PREFIX)
+
+    def _factors_move(self, lead: _Alarm) -> bool:
+        """Whether an alarm of products waits: features move as well, and will name and date the change better."""
+        if not self._is_joint(lead) or self.events_seen - lead.start_event >= FACTORS_EVENTS_MAX:
+            return False
+        factors = (self._detectors[index] for index in self._factors)
+        return any(d is not None and d.strength_at(lead.start_event) >= MOVED_Z for d in factors)
+
     def _changes(self) -> list[_Alarm]:
         """Signals that changed within the stream."""
         alarms = []
@@ -180,6 +202,21 @@ class DriftMonitor:
             if detector is not None and change is not None and change.z >= detector.limit:
                 excess = change.z / detector.limit
                 alarms.append(_Alarm(index, "adwin", excess, change.start_event, change.start_time_ms))
+        return alarms
+
+    def _spreads(self) -> list[_Alarm]:
+        """Signals that scatter more or less since some point of the stream."""
+        z = self._spread.strengths(self._history.stretches)
+        if z is None:
+            return []
+        alarms = []
+        for row, (index, limit) in enumerate(zip(self._spread.watched, self._spread.limits.tolist(), strict=True)):
+            best = int(z[row].argmax())
+            start = self._history.stretches[best]
+            # Blocks may wait for other partitions: first let the detectors see what is seen here.
+            seen = self._events_merged >= start.first_event + start.events + EVIDENCE_EVENTS_MIN
+            if seen and z[row, best] >= limit:
+                alarms.append(_Alarm(index, "spread", float(z[row, best]) / limit, start.first_event, start.time_ms))
         return alarms
 
     def _departures(self) -> list[_Alarm]:
@@ -217,13 +254,13 @@ class DriftMonitor:
 
     def _trigger(self, lead: _Alarm, alarms: list[_Alarm]) -> RetrainingTrigger:
         earlier, after = self._history.split(lead.start_event)
-        before = earlier if lead.detector == "adwin" else []
-        fired = {a.signal: a.detector for a in sorted(alarms, key=lambda a: a.detector, reverse=True)}
+        before = earlier if lead.detector != "baseline" else []
+        fired = {a.signal: a.detector for a in sorted(alarms, key=lambda a: DETECTORS.index(a.detector))}
         signals: list[SignalEvidence] = []
         for index, baseline in enumerate(self._baseline.signals):
             detector = self._detectors[index]
             name = fired.get(index)
-            if name is None and detector is not None and lead.detector == "adwin":
+            if name is None and detector is not None and lead.detector != "baseline":
                 name = "moved" if detector.strength_at(lead.start_event) >= MOVED_Z else None
             if name is not None:
                 signals.append(signal_evidence(index, baseline, name, before, after))
@@ -231,9 +268,10 @@ class DriftMonitor:
         return self._describe(lead, signals, earlier, after)
 
     def _own(self, signals: list[SignalEvidence]) -> list[SignalEvidence]:
-        """Without the joint signals of features that moved by themselves: products move with their factors."""
-        moved = {name for s in signals for kind, _, name in [s.signal.partition(":")] if kind in ("feature", "null")}
-        return [s for s in signals if moved.isdisjoint(self._leans.get(s.signal, ()))]
+        """Without joint signals where one of their features moved by itself: products move with their factors."""
+        together = self._baseline.joint.features if self._baseline.joint else ()
+        alone = any(s.signal in (f"feature:{name}", f"null:{name}") for s in signals for name in together)
+        return [s for s in signals if not (alone and s.signal.startswith(PREFIX))]
 
     def _describe(
         self, lead: _Alarm, signals: list[SignalEvidence], earlier: list[Stretch], after: list[Stretch]

@@ -205,7 +205,7 @@ def test_latest_means_are_those_of_watched_signals() -> None:
     monitor, given = _drifting()
     assert monitor.latest_means() == {}
     _run(monitor, given[:50])
-    assert set(monitor.latest_means()) == set(SIGNALS)
+    assert set(monitor.latest_means()) == {*SIGNALS, *(f"joint:{i}" for i in range(16))}
     assert all(0 <= mean <= 1 for mean in monitor.latest_means().values())
 
 
