@@ -87,8 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.drift", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two seeds, short streams; writes nothing")
     parser.add_argument("--only", metavar="GROUP", help=f"one of {', '.join(GROUPS)}, cost; writes nothing")
+    parser.add_argument("--redraw", action="store_true", help="page and plots anew from card.json; runs nothing")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
+    if options.redraw:
+        draw(read())
+        return
     seeds, rows = (SEEDS_QUICK, QUIET_ROWS_QUICK) if options.quick else (SEEDS, QUIET_ROWS)
     asked = [job for job in jobs(seeds, rows) if options.only in {None, job.group}]
     if not asked and options.only != "cost":
@@ -103,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "seeds": seeds,
         "cost": cost,
         **results,
-        "elec2": json.loads((HERE / "elec2.json").read_text("utf-8")),
+        **_elec2(),
     }
     if options.only:
         _say(json.dumps({**results, "cost": cost}, indent=1))
@@ -111,9 +115,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _say(page(found))
     if not options.quick:
         (HERE / "card.json").write_text(_without_elec2(found), "utf-8")
-        (HERE / "CARD.md").write_text(page(found), "utf-8")
-        for name, drawn in card_plots.plots(found).items():
-            (HERE / name).write_text(drawn, "utf-8")
+        draw(found)
+
+
+def read() -> dict[str, Any]:
+    """What was found: card.json, and the run of the loop beside it."""
+    found: dict[str, Any] = json.loads((HERE / "card.json").read_text("utf-8"))
+    return found | _elec2()
+
+
+def draw(found: dict[str, Any]) -> None:
+    """Write page and plots."""
+    (HERE / "CARD.md").write_text(page(found), "utf-8")
+    for name, drawn in card_plots.plots(found).items():
+        (HERE / name).write_text(drawn, "utf-8")
+
+
+def _elec2() -> dict[str, Any]:
+    return {"elec2": json.loads((HERE / "elec2.json").read_text("utf-8"))}
 
 
 def _without_elec2(found: dict[str, Any]) -> str:

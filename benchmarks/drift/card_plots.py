@@ -7,8 +7,8 @@ from benchmarks.drift.card_rows import OTHER_MAX, STEP_MAX
 from benchmarks.drift.elec2_report import INK
 
 #: Okabe and Ito 2008: told apart by the colour-blind, too.
-OURS, RIVER, PERIODIC, TARGET = "#d55e00", "#56b4e9", "#999999", "#009e73"
-WIDTH, LEFT, RIGHT, TOP, LINE = 900, 190, 20, 60, 22
+OURS, RIVER, PERIODIC, TARGET, FEW = "#d55e00", "#56b4e9", "#999999", "#009e73", "#e69f00"
+WIDTH, LEFT, RIGHT, TOP, LINE = 900, 190, 30, 60, 22
 #: Delays of the axis, rows.
 FIRST_DECADE, LAST_DECADE = 1, 4.6
 
@@ -41,9 +41,10 @@ def _delays(tasks: dict[str, list[dict[str, Any]]]) -> str:
     for number, (name, results) in enumerate(tasks.items()):
         y = TOP + LINE * number + LINE / 2
         kind, _, rho = name.partition(", ")
-        limit = STEP_MAX[rho] if kind == "step" else OTHER_MAX
+        limit = None if kind == "eight at once" else STEP_MAX[rho] if kind == "step" else OTHER_MAX
         parts.append(f'<text x="{LEFT - 10}" y="{y + 4:.0f}" text-anchor="end">{kind}, rho {float(rho):g}</text>')
-        parts.append(f'<path d="M{at(limit):.1f},{y - 8:.0f} v16" stroke="{TARGET}" stroke-width="3"/>')
+        if limit is not None:
+            parts.append(f'<path d="M{at(limit):.1f},{y - 8:.0f} v16" stroke="{TARGET}" stroke-width="3"/>')
         for of, colour, shift in (("periodic", PERIODIC, 4), ("river", RIVER, 0), ("monitor", OURS, -4)):
             parts += [
                 f'<circle cx="{at(delay):.1f}" cy="{y + shift:.0f}" r="3" fill="{colour}" fill-opacity="0.7"/>'
@@ -55,10 +56,11 @@ def _delays(tasks: dict[str, list[dict[str, Any]]]) -> str:
 
 def _estimate(kinds: dict[str, list[dict[str, Any]]]) -> str:
     """Lines over the windows: accuracy, and what was estimated."""
-    height, bottom = 380, 340
+    height, bottom = 390, 330
     lines = [("accuracy", INK, 3.0, [w["accuracy"] for w in kinds["raw"]])]
-    colours = {"raw": PERIODIC, "threshold": RIVER, "calibrated": OURS}
-    names = {"raw": "raw confidence", "threshold": "threshold (ATC)", "calibrated": "recalibrated confidence"}
+    colours = {"raw": PERIODIC, "threshold": RIVER, "calibrated": OURS, "calibrated on few": FEW}
+    names = {"raw": "raw confidence", "threshold": "threshold (ATC)", "calibrated": "recalibrated"}
+    names["calibrated on few"] = "on the newest 2,000"
     lines += [(names[kind], colours[kind], 1.5, [w["estimated"] for w in windows]) for kind, windows in kinds.items()]
     values = [value for *_, line in lines for value in line]
     low, high = min(values), max(values)
@@ -68,16 +70,21 @@ def _estimate(kinds: dict[str, list[dict[str, Any]]]) -> str:
         x = left + window / max(count - 1, 1) * (WIDTH - left - RIGHT)
         return f"{x:.1f},{TOP + (high - value) / max(high - low, 1e-9) * (bottom - TOP):.1f}"
 
-    parts = [*_head("Elec2, static model: accuracy in each 1,000 rows, and as estimated without labels", height)]
+    parts = [
+        *_head("Elec2, static model: accuracy in 1,000 rows from each on, and as estimated without labels", height)
+    ]
     for percent in range(int(low * 10) * 10, int(high * 10) * 10 + 1, 10):
         if low <= percent / 100 <= high:
             x, y = at(0, percent / 100).split(",")
             parts.append(f'<text x="{float(x) - 8:.1f}" y="{float(y) + 4:.1f}" text-anchor="end">{percent} %</text>')
             parts.append(f'<path d="M{x},{y} H{WIDTH - RIGHT}" stroke="#dddddd"/>')
+    for window in range(0, count, 5):
+        x = at(window, low).split(",")[0]
+        parts.append(f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{window * 1_000:,}</text>')
     for number, (name, colour, width, line) in enumerate(lines):
         points = " ".join(at(window, value) for window, value in enumerate(line))
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{width}"/>')
-        x = left + number * 200
+        x = left + number * 170
         parts.append(f'<path d="M{x},{height - 14} h20" stroke="{colour}" stroke-width="{width}"/>')
         parts.append(f'<text x="{x + 26}" y="{height - 10}">{name}</text>')
     return "\n".join([*parts, "</g>", "</svg>"]) + "\n"

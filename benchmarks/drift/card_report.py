@@ -49,7 +49,8 @@ Where River alarms every few rows, its delay says nothing.
 ## Accuracy without labels
 
 Elec2, the first model for ever. *Recalibrated* is what `pipeline calibrate` on the labels there are makes of the
-confidence, every 1,000 rows; what its checks refuse is not used.
+confidence, every 1,000 rows; what its checks refuse is not used. It takes the newest 20,000 labels, unless told to take
+fewer.
 
 ![Estimated and true accuracy](card-estimate.svg)
 

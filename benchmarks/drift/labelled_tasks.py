@@ -38,8 +38,8 @@ MOVED_AT, MOVED_END = 20_000, 35_000
 WINDOW, JUDGED = 10_000, 20_000
 #: Real drift: two features change their parts.
 SWAPPED = np.array([0.0, 2.0, 1.0, -1.0, 2.5, 0.0])
-#: Rows of one estimate on Elec2.
-ESTIMATE_ROWS = 1_000
+#: Rows of one estimate on Elec2; newest labels that `pipeline calibrate` takes unless told otherwise, and fewer.
+ESTIMATE_ROWS, CALIBRATED_ON, CALIBRATED_ON_FEW = 1_000, 20_000, 2_000
 
 
 # --------------------------------------------------------------------------- virtual drift
@@ -171,8 +171,8 @@ def estimate() -> dict[str, list[dict[str, Any]]]:
     """Elec2, the first model for ever: its accuracy as estimated without labels, beside what labels then showed.
 
     raw: the mean confidence. threshold: ATC, fitted on the part that the model was measured on. calibrated: the mean
-    confidence after `pipeline calibrate` every ESTIMATE_ROWS rows, on the labels there are by then; what its checks
-    refuse is not used.
+    confidence after `pipeline calibrate` every ESTIMATE_ROWS rows, on the newest labels there are by then; what its
+    checks refuse is not used. calibrated on few: with --last 2000.
     """
     quiet_logs()
     with tempfile.TemporaryDirectory(prefix="elec2-") as scratch:
@@ -185,7 +185,8 @@ def estimate() -> dict[str, list[dict[str, Any]]]:
     return {
         "raw": estimated_windows(live, ESTIMATE_ROWS, Estimator()),
         "threshold": estimated_windows(live, ESTIMATE_ROWS, threshold),
-        "calibrated": estimated_windows(_calibrated(live), ESTIMATE_ROWS, Estimator()),
+        "calibrated": estimated_windows(_calibrated(live, CALIBRATED_ON), ESTIMATE_ROWS, Estimator()),
+        "calibrated on few": estimated_windows(_calibrated(live, CALIBRATED_ON_FEW), ESTIMATE_ROWS, Estimator()),
     }
 
 
@@ -194,11 +195,12 @@ def _market_rows(predicted: Numbers) -> Scored:
     return Scored(predicted[:, None], truth, market.START_MS + np.arange(len(truth)) * market.STEP_MS)
 
 
-def _calibrated(rows: Scored) -> Scored:
-    """What would be published."""
+def _calibrated(rows: Scored, last: int) -> Scored:
+    """What would be published, calibrated on so many of the newest labels."""
     outputs, current = rows.outputs.copy(), None
     for start in range(ESTIMATE_ROWS, len(rows), ESTIMATE_ROWS):
-        current = _recalibrated(rows.take(slice(0, start - market.DELAY)), current)
+        known = rows.take(slice(0, start - market.DELAY))
+        current = _recalibrated(known.take(slice(-last, None)), current)
         part = slice(start, start + ESTIMATE_ROWS)
         if current is not None:
             outputs[part] = current.apply(rows.outputs[part].astype(np.float32))
@@ -208,7 +210,7 @@ def _calibrated(rows: Scored) -> Scored:
 def _recalibrated(known: Scored, current: Calibrator | None) -> Calibrator | None:
     """The new one where it is accepted, else what is in service."""
     try:
-        trial = calibrate(known.take(slice(-20_000, None)), policies.OUTPUT, current=current)
+        trial = calibrate(known, policies.OUTPUT, current=current)
     except ContractError:
         return current
     return trial.calibrator if trial.accepted else current
