@@ -185,9 +185,6 @@ class Consumer(Commits):
         every fetched record in the ledger, to be rewound if it never reached a stream.
         """
         for batch in batches:
-            if self._poller is not None:
-                self._poller.arrived += len(batch)
-                self._poller.arrived_bytes += batch.size_bytes
             tp = TopicPartition(batch.topic, batch.partition)
             if tp not in self.ledger or self._seeking[tp]:
                 continue
@@ -202,6 +199,9 @@ class Consumer(Commits):
             if tp in self.ledger and not self._seeking[tp]:
                 self.ledger.skip(tp, end)
         self._mind_room()
+        if self._poller is not None:  # last: what is counted twice for a moment is never let in
+            self._poller.arrived += sum(map(len, batches))
+            self._poller.arrived_bytes += sum(batch.size_bytes for batch in batches)
 
     def _message(self, batch: RecordBatch, offset: BatchOffset) -> Message:
         return ConsumerMessage(
@@ -236,6 +236,7 @@ class Consumer(Commits):
         if self._poller is None:
             return
         ledger, transport = self.ledger, self.transport
+        self._poller.in_flight, self._poller.in_flight_bytes = ledger.in_flight_records, ledger.in_flight_bytes
         full = max(
             ledger.in_flight_records / transport.in_flight_max, ledger.in_flight_bytes / transport.in_flight_max_bytes
         )

@@ -118,9 +118,10 @@ class Poller(threading.Thread):
         #: Cleared by the owner while it has enough in flight.
         self.room = threading.Event()
         self.room.set()
-        #: Records (bytes) delivered, and (by the owner) taken in: while the owner is busy its backlog must not grow.
+        #: Records (bytes) delivered; and, by the owner, taken in and in flight: its backlog counts while it is busy.
         self._delivered = self._delivered_bytes = 0
         self.arrived = self.arrived_bytes = 0
+        self.in_flight = self.in_flight_bytes = 0
         self._in_flight_max = in_flight_max
         self._in_flight_max_bytes = in_flight_max_bytes
         self._paused = False
@@ -208,8 +209,8 @@ class Poller(threading.Thread):
     def _has_room(self) -> bool:
         return (
             self.room.is_set()
-            and self._delivered - self.arrived < self._in_flight_max
-            and self._delivered_bytes - self.arrived_bytes < self._in_flight_max_bytes
+            and self.in_flight + self._delivered - self.arrived < self._in_flight_max
+            and self.in_flight_bytes + self._delivered_bytes - self.arrived_bytes < self._in_flight_max_bytes
         )
 
     def _mind_room(self) -> None:

@@ -99,8 +99,8 @@ def test_a_slow_agent_stays_in_the_group_with_bounded_work(job: dict[str, Any], 
         worker.wait_for(lambda: worker.done() == count)
         assert worker.end() == 0
         assert len(worker.of("rebalance")) == 1
-        # What is in flight when the door closes, and one poll that was under way.
-        assert max(m["in_flight"] for m in worker.of("batch")) <= 300 + 2 * 100
+        # What may be in flight with the door open, and one poll.
+        assert max(m["in_flight"] for m in worker.of("batch")) < 300 + 100
     assert sorted(numbers(read(job["servers"], job["target"]))) == list(range(count))
     assert lag_of(job) == 0
 
