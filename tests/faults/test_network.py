@@ -310,7 +310,7 @@ def test_a_slow_broker_makes_lag_and_nothing_else(network: Network, make: Make, 
     network.proxy.throttle(20e6)
     try:
         worker = pipeline.start("run", "worker")
-        worker.await_log('"model ready"')
+        worker.await_log('"in service"')
         memory = Memory(worker)
         pipeline.await_committed(events)
         grown_mib = memory.grown_mib()
