@@ -67,6 +67,7 @@ class Market:
         self._end: Counter[str] = Counter()
         #: Those that the retrainer has not dealt with: each with its offset.
         self._waiting: list[tuple[int, dict[str, Any]]] = []
+        self._reported: set[str] = set()
         self._champion: str | None = None
         self._right: list[bool] = []
 
@@ -108,6 +109,8 @@ class Market:
             dealt_with = partial(self._has_seen, "retrainer", "retraining_triggers", offset + 1)
             self._await(dealt_with, "a successor, or none", RETRAINING_TIMEOUT_S)
             self._waiting.pop(0)
+            if trigger["trigger_id"] not in self._reported:
+                print("            no successor: the retrainer's log says why", flush=True)
             if self._champion != before:
                 self._await(self._serves, f"{self._champion} in service")
 
@@ -177,7 +180,9 @@ class Market:
                 self._waiting.append((message.offset(), trigger))
                 self._tell_trigger(trigger)
             elif role == "retraining_reports":
-                self._tell_report(self._codec.decode(message.value()))
+                report = self._codec.decode(message.value())
+                self._reported.add(report["trigger_id"])
+                self._tell_report(report)
             elif role == "model_releases" and message.key() == b"champion":
                 self._champion = self._codec.decode(message.value())["model_version"]
                 print(f"            champion: {self._champion}", flush=True)
@@ -195,7 +200,8 @@ class Market:
     def _tell_report(report: dict[str, Any]) -> None:
         failed = [check["name"] for check in report["checks"] if not check["passed"]]
         verdict = "accepted" if report["accepted"] else f"refused ({', '.join(failed)})"
-        print(f"            gate: {report['challenger_version']} {verdict}", flush=True)
+        better = ", ".join(check["says"] for check in report["checks"] if check["name"] == "better")
+        print(f"            gate: {report['challenger_version']} {verdict}; {better}", flush=True)
 
 
 def event(row: Row) -> dict[str, Any]:
