@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli import render
+from pipeline.cli import model_compare, render
 from pipeline.cli.context import local_time, say, settings_of, stdout, table
 from pipeline.codec import event_schema
 from pipeline.errors import BundleError, ContractError
@@ -83,6 +83,9 @@ def history(
     rows = [(at, e.action, e.slot, e.model_version, _share(e), by, why) for e in entries for at, by, why in [_who(e)]]
     columns = ("time", "action", "slot", "version", "share", "by", "reason")
     stdout().print(table(f"{len(entries)} changes", columns, rows[-maximum:]))
+
+
+app.command("compare")(model_compare.compare)
 
 
 # --------------------------------------------------------------------------- change

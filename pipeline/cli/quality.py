@@ -72,7 +72,7 @@ def quality(
     topic, existing = settings.topic("outcomes"), topics.partition_counts(admin)
     wanted = spans(admin, topic, since) if topic in existing else {}
     there = sum(_size(span) for span in wanted.values())
-    source = _Source(settings, options, topic, _newest(wanted, rows_max))
+    source = Source(settings, options, topic, newest(wanted, rows_max))
     outcomes, left_out = _read(source, bundle.contract.output)
     found = _counted(outcomes, Sums(bundle.contract.output, quantile, origin_of(bundle.baseline)), now_ms)
     result = {
@@ -105,7 +105,7 @@ def _seconds(text: str) -> float:
 # --------------------------------------------------------------------------- reading
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     """Offsets of a topic to read, and with what."""
 
     settings: Settings
@@ -127,13 +127,13 @@ def _size(span: Span) -> int:
     return 0 if span.end is None else span.end - span.start
 
 
-def _newest(wanted: dict[int, Span], rows_max: int) -> dict[int, Span]:
+def newest(wanted: dict[int, Span], rows_max: int) -> dict[int, Span]:
     """At most about `rows_max` of these, the same share of each partition."""
     share = min(1.0, rows_max / max(1, sum(map(_size, wanted.values()))))
     return {p: Span(span.start + _size(span) - int(_size(span) * share), span.end) for p, span in wanted.items()}
 
 
-def _read(source: _Source, output: OutputContract) -> tuple[Outcomes, dict[str, int]]:
+def _read(source: Source, output: OutputContract) -> tuple[Outcomes, dict[str, int]]:
     """Outcomes in the order in which their labels became known, and how many records were none, by reason."""
     events = source.settings.events
     by_key = events.key_field not in (None, events.id_field)
@@ -179,7 +179,7 @@ def _newest_estimate(
     each = -(-ESTIMATED_ROWS // counts[topic])
     marks = topics.watermarks(admin, topic)
     tails = {tp.partition: Span(max(first, end - each), end) for tp, (first, end) in marks.items()}
-    source = _Source(settings, options, topic, tails)
+    source = Source(settings, options, topic, tails)
     decoder, parts = source.decoder("prediction"), [np.empty((0, output.width))]
     for batch in source.batches():
         columns = decoder.decode(batch.values).columns
