@@ -8,6 +8,7 @@
     quality.py    `Quality`: all of it per model version and slice, in bounded memory
     reader.py     record batches of the outcomes topic, each offset once
     errors.py     the champion's error on each outcome: what drift/errors.py watches
+    pairs.py      outcomes of two models of the same events
 
 Nothing here is kept on disk: a start reads the window of the outcomes topic again.
 """
