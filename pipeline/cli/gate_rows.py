@@ -1,6 +1,6 @@
 """Labelled events of a window (retraining/window.py) through champion and challenger: the gate without a file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from pipeline.cli.gate_scoring import batches_of
 from pipeline.contracts import Model
 from pipeline.errors import DataError
 from pipeline.measures import Scored
+from pipeline.measures.calibrators import Calibrator
 from pipeline.records import Decoded, Floats, Longs
 from pipeline.retraining import window
 from pipeline.retraining.findings import Finding
@@ -36,18 +37,22 @@ def judge_rows(
     challenger: Model,
     settings: Settings,
     *,
+    calibrator: Calibrator | None = None,
     guards: tuple[Finding, ...] = (),
     seed: int = 0,
 ) -> Verdict:
     """The verdict on labelled events, in order of time: fields of the event schema, and the columns of window.FACTS.
 
-    Both score them as a worker would; what either refuses is left out for both and is a finding of its own. The slices
-    are those of settings.events.slice_fields. Raises DataError if there is no row that both take.
+    Both score them as a worker would, the champion's outputs through its calibration; what either refuses is left out
+    for both and is a finding of its own. The slices are those of settings.events.slice_fields. Raises DataError if
+    there is no row that both take.
     """
     models = (champion, challenger)
     events = rows.select([name for name in rows.column_names if name not in window.FACTS.names]).combine_chunks()
     columns = events.to_batches()[0] if events.num_rows else pa.RecordBatch.from_pylist([], events.schema)
     answers = [_answers(model, columns, settings) for model in models]
+    if calibrator is not None:
+        answers[0] = replace(answers[0], outputs=calibrator.apply(answers[0].outputs))
     common = np.intersect1d(answers[0].rows, answers[1].rows, assume_unique=True)
     if not len(common):
         why = "; ".join(a.checked.rejects[0].message for a in answers if a.checked.rejects)

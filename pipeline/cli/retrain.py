@@ -225,7 +225,8 @@ def _train_here(settings: Settings, path: Path, child_of: int | None) -> None:
             from_ms=since.get("from_ms"),
             ranges=tuple(OffsetRange(settings.topic("events"), *found) for found in asked.get("ranges", ())),
         )
-        more = {name: asked[name] for name in ("rows_min", "judge", "bundle_uri", "cause") if name in asked}
+        names = ("rows_min", "judge", "bundle_uri", "cause", "calibration")
+        more = {name: asked[name] for name in names if name in asked}
         request = Request(wanted, asked["told"], asked["seed"], asked["trigger_id"], **more)
         nice = settings.retraining.nice if asked["executor"] == "process" else 0
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -35,6 +35,8 @@ class Request:
     bundle_uri: str = ""
     #: Why it is asked for, as the report says it.
     cause: str | None = None
+    #: Parameters of the calibration that the parent has in service (models/calibrations.py): it is judged with it.
+    calibration: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@
 6. judge    by the gate, if that is asked for
 """
 
+import json
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from pipeline.cli.retrain_learn import Learner, architecture_of
 from pipeline.cli.retrain_log import SENDER, Log
 from pipeline.cli.training import baseline, measure, provenance, score
 from pipeline.errors import BundleError, DataError
+from pipeline.measures.calibrators import Calibrator
 from pipeline.models import bundle as bundles
 from pipeline.models import loading
 from pipeline.models.bundle import Bundle
@@ -201,7 +203,10 @@ def _judged(
         for b in (parent, bundle)
     )
     newest = data.rows.take(pa.array(data.newest))
-    verdict = judge_rows(newest, champion, challenger, settings, guards=tuple(findings), seed=request.seed)
+    calibrator = Calibrator.of(json.loads(request.calibration)) if request.calibration else None
+    verdict = judge_rows(
+        newest, champion, challenger, settings, calibrator=calibrator, guards=tuple(findings), seed=request.seed
+    )
     assert bundle.training.provenance is not None
     report = reports.make_report(
         verdict,

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.cli.gate_rows import judge_rows
 from pipeline.errors import DataError
+from pipeline.measures.calibrators import Calibrator
 from pipeline.models import bundle as bundles
 from pipeline.records import Feature, FeatureContract, ModelIdentity, OutputContract
 from pipeline.retraining import window
@@ -70,6 +71,14 @@ def test_a_better_model_is_accepted_and_the_other_way_round_refused() -> None:
         assert metrics["accuracy"] == pytest.approx(((amount >= border) == yes)[keep].mean())
     assert {(s.field, s.value) for s in verdict.slices} == {("shop", "a"), ("shop", "b"), ("absent", "")}
     assert {"better", "mcnemar"} <= failed(judge_rows(rows, model(BORDER), model(30.0), settings()))
+
+
+def test_a_champion_is_judged_with_its_calibration() -> None:
+    """One that has moved its border to where the truth turns leaves the challenger nothing to be better at."""
+    moved = Calibrator("platt", 1, 0, biases=(0.0, (30.0 - BORDER) / 10))
+    verdict = judge_rows(labelled(), model(30.0), model(BORDER), settings(), calibrator=moved)
+    assert {"better", "mcnemar"} <= failed(verdict)
+    assert verdict.metrics[0]["accuracy"] == verdict.metrics[1]["accuracy"]
 
 
 def test_guards_and_refused_events_are_findings() -> None:
