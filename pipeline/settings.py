@@ -13,6 +13,7 @@ from pydantic import SecretStr, ValidationError, model_validator
 from pipeline.errors import SettingsError
 from pipeline.sections.base import Name, Section
 from pipeline.sections.loop import (
+    CalibrationSettings,
     GateSettings,
     LabelSettings,
     QualitySettings,
@@ -40,6 +41,7 @@ __all__ = [
     "ENVIRONMENT_PREFIX",
     "SECRET_OPTIONS",
     "SLICE_FIELDS_MAX",
+    "CalibrationSettings",
     "DeliverySettings",
     "DriftSettings",
     "EventSettings",
@@ -113,6 +115,7 @@ class Settings(Section):
     drift: DriftSettings = DriftSettings()
     labels: LabelSettings = LabelSettings()
     quality: QualitySettings = QualitySettings()
+    calibration: CalibrationSettings = CalibrationSettings()
     gate: GateSettings = GateSettings()
     retraining: RetrainingSettings = RetrainingSettings()
     releases: ReleaseSettings = ReleaseSettings()

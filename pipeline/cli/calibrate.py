@@ -1,36 +1,24 @@
 """`pipeline calibrate`: probabilities made to mean what they say, by the newest outcomes of the model in service."""
 
-from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import typer
-from confluent_kafka.admin import AdminClient
 
 from pipeline import codec
 from pipeline.bus import topics
-from pipeline.bus.clients import ClientOptions
-from pipeline.bus.reading import Span, read, unless_silent
 from pipeline.cli.context import local_time, say, settings_of, stdout, table
-from pipeline.cli.evaluate_source import SILENCE_S, Bound, Range, spans
 from pipeline.cli.releasing import decide, open_releases
 from pipeline.cli.wiring import connect
 from pipeline.errors import ContractError, DataError
-from pipeline.measures.scored import Scored
-from pipeline.models.calibrations import Calibration, id_of, parameters_of
-from pipeline.models.releases import Decision, Releases
-from pipeline.quality.outcomes import Outcomes, joined, outcomes_of
+from pipeline.models.calibrations import Calibration
+from pipeline.models.releases import Releases
 from pipeline.records import ModelIdentity, OutputContract
 from pipeline.retraining.calibrating import Trial
 from pipeline.retraining.calibrating import calibrate as try_to_calibrate
 from pipeline.settings import Settings
+from pipeline.topology.calibrations import calibration_of, newest_outcomes
 from pipeline.topology.releases import released_bundle
-
-#: Outcomes of each partition that are looked at, at most, for those of one version: at 200,000/s some seconds.
-LOOKED_AT_MAX = 1_000_000
 
 #: The measures that are shown, and how a person calls them.
 SHOWN = (
@@ -46,7 +34,15 @@ class KindOf(StrEnum):
 
     AUTO = "auto"
     TEMPERATURE = "temperature"
+    PLATT = "platt"
     ISOTONIC = "isotonic"
+
+
+class JudgeByOf(StrEnum):
+    """What must not get worse."""
+
+    CLASSES = "classes"
+    ERRORS = "errors"
 
 
 class SlotOf(StrEnum):
@@ -62,7 +58,17 @@ def calibrate(
     last: Annotated[
         int, typer.Option(min=1, metavar="N", help="Outcomes to go by, the newest of the version.")
     ] = 20_000,
-    kind: Annotated[KindOf, typer.Option(help="What to fit; auto: isotonic where it is better.")] = KindOf.AUTO,
+    kind: Annotated[
+        KindOf, typer.Option(help="What to fit; auto: more than a temperature where that is better.")
+    ] = KindOf.AUTO,
+    judge_by: Annotated[
+        JudgeByOf | None,
+        typer.Option(
+            help="classes: no class may be found less often; errors: not more may be wrong in all.  "
+            "[dim]Else calibration.judge_by.[/dim]",
+            show_default=False,
+        ),
+    ] = None,
     slot: Annotated[SlotOf, typer.Option(help="Whose version.")] = SlotOf.CHAMPION,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would come of it.")] = False,
     withdraw: Annotated[bool, typer.Option("--withdraw", help="Publish outputs as the model gives them.")] = False,
@@ -96,9 +102,19 @@ def calibrate(
             typer.echo(f"{version}: goes without calibration {now.calibration_id}")
         return
     current = now.calibrator(identity, output) if now else None
-    scored = _newest(settings, identity, output, last)
-    trial = try_to_calibrate(scored, output, kind=kind.value, current=current, alpha=settings.gate.alpha)
-    made = _made(identity, trial, decide(settings, by, reason))
+    options, admin = connect(settings)
+    if (topic := settings.topic("outcomes")) not in topics.partition_counts(admin):
+        raise DataError(f"topic {topic}: is not there; labels.enabled and `pipeline run labels` make outcomes")
+    scored = newest_outcomes(settings, options, admin, identity, output, last)
+    trial = try_to_calibrate(
+        scored,
+        output,
+        kind=kind.value,
+        judge_by=judge_by.value if judge_by else settings.calibration.judge_by,
+        current=current,
+        alpha=settings.gate.alpha,
+    )
+    made = calibration_of(identity, trial, decide(settings, by, reason))
     _show(version, now, made, trial)
     if not trial.accepted:
         raise typer.Exit(1)
@@ -119,88 +135,6 @@ def _model(
     return bundle.identity, bundle.contract.output
 
 
-def _made(identity: ModelIdentity, trial: Trial, decision: Decision) -> Calibration:
-    parameters = parameters_of(trial.calibrator)
-    return Calibration(
-        calibration_id=id_of(identity.model_id, identity.model_version, parameters),
-        pipeline=decision.pipeline,
-        model_id=identity.model_id,
-        model_version=identity.model_version,
-        kind=trial.calibrator.kind,
-        parameters=parameters,
-        fitted_rows=trial.fitted_rows,
-        fitted_from_ms=trial.fitted_from_ms,
-        fitted_until_ms=trial.fitted_until_ms,
-        judged_rows=trial.judged_rows,
-        log_loss_before=trial.before["log_loss"],
-        log_loss_after=trial.after["log_loss"],
-        ece_before=trial.before["ece"],
-        ece_after=trial.after["ece"],
-        brier_before=trial.before["brier"],
-        brier_after=trial.after["brier"],
-        calibrated_by=decision.by,
-        reason=decision.reason,
-        calibrated_at_ms=decision.at_ms,
-    )
-
-
-# --------------------------------------------------------------------------- reading
-
-
-def _newest(settings: Settings, identity: ModelIdentity, output: OutputContract, rows: int) -> Scored:
-    """The newest outcomes of a version in order of event time, outputs as the model gave them.
-
-    Read further back until they are `rows`, or all that are looked at. Raises DataError if there are none.
-    """
-    options, admin = connect(settings)
-    topic = settings.topic("outcomes")
-    if topic not in topics.partition_counts(admin):
-        raise DataError(f"topic {topic}: is not there; labels.enabled and `pipeline run labels` make outcomes")
-    back = rows
-    while True:
-        back = min(back, LOOKED_AT_MAX)
-        at = spans(admin, topic, Range(Bound(str(-back), number=-back)))
-        found = joined(list(_outcomes(settings, options, topic, at, identity, output)), output)
-        if len(found) >= rows or back == LOOKED_AT_MAX or _from_the_beginning(admin, topic, at):
-            break
-        back *= 4  # other versions have outcomes there, transactions take offsets
-    if not len(found):
-        raise DataError(f"topic {topic}: no outcome of {identity.model_id} {identity.model_version} among the newest")
-    order = np.argsort(found.event_times_ms, kind="stable")[-rows:]
-    return Scored(found.outputs[order], found.truth[order], found.event_times_ms[order])
-
-
-def _from_the_beginning(admin: AdminClient, topic: str, at: dict[int, Span]) -> bool:
-    first = {tp.partition: low for tp, (low, _) in topics.watermarks(admin, topic).items()}
-    return all(span.start <= first[partition] for partition, span in at.items())
-
-
-def _outcomes(
-    settings: Settings,
-    options: ClientOptions,
-    topic: str,
-    at: dict[int, Span],
-    identity: ModelIdentity,
-    output: OutputContract,
-) -> Iterator[Outcomes]:
-    """Outcomes of one version, whatever slot it was in."""
-    decoder = codec.ColumnarDecoder(codec.registry_of(settings), codec.load_schema("outcome"))
-    for messages in unless_silent(read(options, f"{settings.name}-calibrate", topic, at), topic, SILENCE_S):
-        columns = decoder.decode([message.value() for message in messages]).columns
-        wanted = pc.and_(
-            pc.equal(columns.column("model_id"), identity.model_id),
-            pc.equal(columns.column("model_version"), identity.model_version),
-        )
-        yield outcomes_of(_uncalibrated(columns.filter(wanted)), output)
-
-
-def _uncalibrated(columns: pa.RecordBatch) -> pa.RecordBatch:
-    """The same outcomes, with the outputs that a calibration was made of, where there was one."""
-    outputs = pc.coalesce(columns.column("uncalibrated_outputs"), columns.column("outputs"))
-    at = columns.schema.get_field_index("outputs")
-    return columns.set_column(at, pa.field("outputs", outputs.type), outputs)
-
-
 # --------------------------------------------------------------------------- showing
 
 
@@ -215,7 +149,9 @@ def _show(version: str, now: Calibration | None, made: Calibration, trial: Trial
     ]
     shown = f"{made.kind} {made.calibration_id}"
     stdout().print(table(None, ("measure", before, shown, "change"), rows, (before, shown, "change")))
-    detail = f"temperature {trial.calibrator.temperature:.3f}; " if made.kind == "temperature" else ""
+    detail = "" if made.kind == "isotonic" else f"temperature {trial.calibrator.temperature:.3f}; "
+    if biases := trial.calibrator.biases:
+        detail += f"biases {', '.join(f'{bias:+.3f}' for bias in biases)}; "
     typer.echo(f"{detail}{trial.changed:.2%} of the rows are decided for another class")
     for check in trial.checks:
         typer.echo(f"  {'passed' if check.passed else 'FAILED'}  {check.name:<9} {check.says}")

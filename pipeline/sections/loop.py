@@ -32,6 +32,25 @@ class QualitySettings(Section):
     )
 
 
+class CalibrationSettings(Section):
+    """The champion's probabilities, made to mean what they say by its outcomes (role `retrainer`)."""
+
+    every_outcomes: int = Field(
+        0, ge=0, description="Outcomes after which another calibration is tried, used if it helps; 0: by hand only"
+    )
+    rows: int = Field(
+        20_000, ge=300, le=1_000_000, description="Outcomes to go by, the newest of the champion's version"
+    )
+    kind: Literal["auto", "temperature", "platt", "isotonic"] = Field(
+        "auto", description="What to fit; see docs/calibration.md"
+    )
+    judge_by: Literal["classes", "errors"] = Field(
+        "classes",
+        description="classes: no class may be found less often; errors: not more may be wrong in all, as where classes "
+        "become rarer",
+    )
+
+
 class GateSettings(Section):
     """May a retrained model, the challenger, replace the champion? Both are scored on rows that neither has seen."""
 

@@ -16,6 +16,7 @@ from pipeline.bus.clients import ClientOptions
 from pipeline.errors import SchemaError, SettingsError, TransactionAbortedError
 from pipeline.models.release_log import ReleaseLog
 from pipeline.records import RetrainingTrigger
+from pipeline.topology.calibrations import Calibrations
 from pipeline.topology.releases import Follower, release_log
 from pipeline.topology.role import Role, is_current, make_app, once_reachable, prepare_topics, until_fault
 from pipeline.topology.schedule import Schedule
@@ -64,6 +65,8 @@ async def build_retrainer(role: Role) -> None:
 
     if settings.retraining.every_s:
         _keep_to_schedule(role, Schedule(settings, options, succession, encode, rows.decode))
+    if settings.calibration.every_outcomes:
+        _calibrate(role, Calibrations(settings, released, options, succession.stop))
     if settings.trial.enabled:
         _try_out(role, Trials(settings, released, options, succession.stop, role.metrics.loop), released)
 
@@ -72,6 +75,12 @@ def _keep_to_schedule(role: Role, schedule: Schedule) -> None:
     @role.app.task
     async def keep_to_schedule() -> None:
         await until_fault(role, schedule.run(lambda: role.ready()[0]))
+
+
+def _calibrate(role: Role, calibrations: Calibrations) -> None:
+    @role.app.task
+    async def calibrate() -> None:
+        await until_fault(role, asyncio.to_thread(calibrations.run))
 
 
 def _try_out(role: Role, trials: Trials, released: ReleaseLog) -> None:

@@ -1,6 +1,7 @@
 """`pipeline calibrate` on a real Kafka: probabilities are mended while events flow, each event once."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,19 @@ VERSION = "sure"
 @pytest.fixture
 def pipeline(kafka: str, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[Pipeline]:
     """The standard job, with a classifier in the place of its model that is three times as sure as it may be."""
+    with made_pipeline(tmp_path, kafka, unique("calibrate"), {}) as made:
+        yield made
+
+
+@contextmanager
+def made_pipeline(folder: Path, kafka: str, name: str, more: dict[str, Any]) -> Iterator[Pipeline]:
     settings = {
         "delivery.mode": "exactly_once",
         "delivery.commit_interval_ms": 100,
         "labels.enabled": True,
         "model.bundle": "models/sure",
     }
-    made = Pipeline(tmp_path, kafka, unique("calibrate"), settings=settings)
+    made = Pipeline(folder, kafka, name, settings={**settings, **more})
     bundles.write(_bundle(), made.config.parent / "models" / "sure")
     yield made
     made.close()
@@ -188,6 +195,36 @@ def test_an_overconfident_model_is_calibrated_while_events_flow(pipeline: Pipeli
     found = predictions(pipeline)
     assert sorted(found) == list(range(load.sent))
     assert not any(found[n]["calibration_id"] for n in range(last, load.sent))
+
+
+def test_the_retrainer_calibrates_by_itself(kafka: str, tmp_path: Path, unique: Callable[[str], str]) -> None:
+    """Once enough outcomes have come, in time with the stream; killed and begun anew, it goes on where it was."""
+    chosen = {"calibration.every_outcomes": LABELLED, "retraining.enabled": True}
+    with made_pipeline(tmp_path, kafka, unique("calibrate"), chosen) as pipeline:
+        worker, _labels = pipeline.start("run", "worker"), pipeline.start("run", "labels")
+        retrainer = pipeline.start("run", "retrainer")
+        worker.await_log('"running"')
+        load = Load(pipeline)
+        load.events(LABELLED)
+        load.labels(range(LABELLED))
+        retrainer.await_log('"calibrated"')
+        worker.await_log('"calibration"')
+        first = load.sent
+        load.events(2_500)
+        pipeline.await_committed(load.sent)
+        calibration_id = check_mended(predictions(pipeline), first, load.sent)
+        now = open_releases(load_settings(pipeline)).state().calibrations[VERSION]
+        assert (now.calibration_id, now.reason) == (calibration_id, "after 4,000 outcomes")
+        assert now.calibrated_by.endswith("-retrainer")
+
+        retrainer.kill()
+        again = pipeline.start("run", "retrainer")
+        again.await_log('"running"')
+        load.labels(range(first, first + 1_000))
+        load.await_outcomes(LABELLED + 1_000)
+        assert again.terminate() == 0, again.log()[-3000:]
+        assert "calibrat" not in again.log()
+        assert worker.terminate() == 0, worker.log()[-3000:]
 
 
 def load_settings(pipeline: Pipeline) -> Any:

@@ -1,0 +1,184 @@
+"""Calibrations: the champion's probabilities made to mean what they say, by its newest outcomes, again and again.
+
+Runs in the role `retrainer`, on a thread of its own. How far outcomes have been looked at is committed like any
+reader's offsets, so a start neither forgets nor hurries; a fit that was not committed is made again, and is then no
+better than itself.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import structlog
+from confluent_kafka import KafkaException
+from confluent_kafka import TopicPartition as KafkaPartition
+
+from pipeline import codec
+from pipeline.bus import topics
+from pipeline.bus.clients import Admin, ClientOptions, ErrorLog, make_admin, make_consumer
+from pipeline.bus.reading import Span, read, unless_silent
+from pipeline.errors import ContractError, DataError, PipelineError, UnreachableError
+from pipeline.measures.scored import Scored
+from pipeline.models.calibrations import Calibration, id_of, parameters_of
+from pipeline.models.release_log import ReleaseLog
+from pipeline.models.releases import Decision, ModelRelease
+from pipeline.quality.outcomes import Outcomes, joined, outcomes_of
+from pipeline.records import ModelIdentity, OutputContract
+from pipeline.retraining.calibrating import Trial, calibrate
+from pipeline.settings import Settings
+from pipeline.topology.releases import released_bundle
+
+log = structlog.get_logger(__name__)
+
+#: Outcomes of each partition that are looked at, at most, for those of one version: at 200,000/s some seconds.
+LOOKED_AT_MAX = 1_000_000
+#: A topic that brings nothing for so long, although there is more of it, is given up.
+SILENCE_S = 30.0
+#: Between two looks at how many outcomes have come: two requests to the broker.
+LOOK_S = 1.0
+
+
+def newest_outcomes(
+    settings: Settings, options: ClientOptions, admin: Admin, identity: ModelIdentity, output: OutputContract, rows: int
+) -> Scored:
+    """The newest outcomes of a version in order of event time, outputs as the model itself gave them.
+
+    Read further back until they are `rows`, or all that are looked at. Raises DataError if there are none,
+    UnreachableError for an absent broker.
+    """
+    topic, back = settings.topic("outcomes"), rows
+    while True:
+        back = min(back, LOOKED_AT_MAX)
+        marks = topics.watermarks(admin, topic)
+        at = {tp.partition: Span(max(first, end - back), end) for tp, (first, end) in marks.items()}
+        found = joined(list(_outcomes(settings, options, at, identity, output)), output)
+        everything = all(at[tp.partition].start == first for tp, (first, _) in marks.items())
+        if len(found) >= rows or back == LOOKED_AT_MAX or everything:
+            break
+        back *= 4  # other versions have outcomes there, transactions take offsets
+    if not len(found):
+        raise DataError(f"topic {topic}: no outcome of {identity.model_id} {identity.model_version} among the newest")
+    order = np.argsort(found.event_times_ms, kind="stable")[-rows:]
+    return Scored(found.outputs[order], found.truth[order], found.event_times_ms[order])
+
+
+def _outcomes(
+    settings: Settings,
+    options: ClientOptions,
+    at: Mapping[int, Span],
+    identity: ModelIdentity,
+    output: OutputContract,
+) -> Iterator[Outcomes]:
+    """Outcomes of one version, whatever slot it was in."""
+    topic, group = settings.topic("outcomes"), settings.group("calibrate")
+    decoder = codec.ColumnarDecoder(codec.registry_of(settings), codec.load_schema("outcome"))
+    for messages in unless_silent(read(options, group, topic, at), topic, SILENCE_S):
+        columns = decoder.decode([message.value() for message in messages]).columns
+        wanted = pc.and_(
+            pc.equal(columns.column("model_id"), identity.model_id),
+            pc.equal(columns.column("model_version"), identity.model_version),
+        )
+        yield outcomes_of(_uncalibrated(columns.filter(wanted)), output)
+
+
+def _uncalibrated(columns: pa.RecordBatch) -> pa.RecordBatch:
+    """The same outcomes, with the outputs that a calibration was made of, where there was one."""
+    outputs = pc.coalesce(columns.column("uncalibrated_outputs"), columns.column("outputs"))
+    at = columns.schema.get_field_index("outputs")
+    return columns.set_column(at, pa.field("outputs", outputs.type), outputs)
+
+
+def calibration_of(identity: ModelIdentity, trial: Trial, decision: Decision) -> Calibration:
+    """What is kept of a calibrator that was fitted, and of who decided for it."""
+    parameters = parameters_of(trial.calibrator)
+    return Calibration(
+        calibration_id=id_of(identity.model_id, identity.model_version, parameters),
+        pipeline=decision.pipeline,
+        model_id=identity.model_id,
+        model_version=identity.model_version,
+        kind=trial.calibrator.kind,
+        parameters=parameters,
+        fitted_rows=trial.fitted_rows,
+        fitted_from_ms=trial.fitted_from_ms,
+        fitted_until_ms=trial.fitted_until_ms,
+        judged_rows=trial.judged_rows,
+        log_loss_before=trial.before["log_loss"],
+        log_loss_after=trial.after["log_loss"],
+        ece_before=trial.before["ece"],
+        ece_after=trial.after["ece"],
+        brier_before=trial.before["brier"],
+        brier_after=trial.after["brier"],
+        calibrated_by=decision.by,
+        reason=decision.reason,
+        calibrated_at_ms=decision.at_ms,
+    )
+
+
+class Calibrations:
+    """Tries another calibration of the champion each time enough outcomes have come, until `stop` is set."""
+
+    def __init__(self, settings: Settings, released: ReleaseLog, options: ClientOptions, stop: threading.Event) -> None:
+        self._settings, self._releases, self._options, self._stop = settings, released, options, stop
+        self._schema = codec.event_schema(settings)
+        self._topic, self._group = settings.topic("outcomes"), settings.group("calibrate")
+        #: The output of the version that was champion last: its bundle is read once.
+        self._known: tuple[str, OutputContract] | None = None
+
+    def run(self) -> None:
+        """Blocks; for a thread of its own. What fails is tried again."""
+        admin = make_admin(self._options)
+        while not self._stop.wait(LOOK_S):
+            try:
+                if (
+                    sum(topics.lag(admin, self._group, self._topic).values())
+                    >= self._settings.calibration.every_outcomes
+                ):
+                    self._try(admin)
+            except PipelineError as error:
+                log.warning("calibration has to wait", error=str(error))
+
+    def _try(self, admin: Admin) -> None:
+        """One fit, in service if it helps. Raises UnreachableError."""
+        ends = {tp.partition: end for tp, (_, end) in topics.watermarks(admin, self._topic).items()}
+        state = self._releases.state()
+        identity, output = self._champion(state.champion)
+        now = state.calibrations.get(identity.model_version)
+        chosen, alpha = self._settings.calibration, self._settings.gate.alpha
+        told: dict[str, object] = {"version": identity.model_version}
+        try:
+            current = now.calibrator(identity, output) if now else None
+            scored = newest_outcomes(self._settings, self._options, admin, identity, output, chosen.rows)
+            trial = calibrate(scored, output, kind=chosen.kind, judge_by=chosen.judge_by, current=current, alpha=alpha)
+            if trial.accepted:
+                made = calibration_of(identity, trial, self._decision())
+                self._releases.calibrate(identity.model_version, made, now.calibration_id if now else None)
+                told |= {"calibration_id": made.calibration_id, "kind": made.kind}
+            log.info("calibrated" if trial.accepted else "calibration refused", says=trial.says, **told)
+        except (ContractError, DataError) as error:  # too few outcomes, or a person was faster: more outcomes will tell
+            log.info("not calibrated", reason=str(error), **told)
+        self._commit(ends)
+
+    def _champion(self, release: ModelRelease | None) -> tuple[ModelIdentity, OutputContract]:
+        """Who is in service, and what it gives; the model of the settings where none is released."""
+        if release is not None and self._known is not None and self._known[0] == release.model_version:
+            return ModelIdentity(release.model_id, release.model_version), self._known[1]
+        bundle = released_bundle(self._settings, release, self._schema)
+        self._known = (bundle.model_version, bundle.contract.output)
+        return bundle.identity, bundle.contract.output
+
+    def _decision(self) -> Decision:
+        name, every = self._settings.name, self._settings.calibration.every_outcomes
+        return Decision("", name, f"{name}-retrainer", int(time.time() * 1000), f"after {every:,} outcomes")
+
+    def _commit(self, ends: Mapping[int, int]) -> None:
+        consumer = make_consumer(self._options.for_consumer(self._group), ErrorLog(self._group))
+        try:
+            places = [KafkaPartition(self._topic, partition, end) for partition, end in ends.items()]
+            consumer.commit(offsets=places, asynchronous=False)
+        except KafkaException as error:
+            raise UnreachableError(f"group {self._group}: cannot commit: {error.args[0].str()}") from error
+        finally:
+            consumer.close()
