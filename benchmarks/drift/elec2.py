@@ -55,7 +55,8 @@ def compared(settings: Settings, trainings: int) -> dict[str, tuple[Numbers, int
     _say("static, no change")
     found: dict[str, tuple[Numbers, int | None]] = {
         "no change: the label of 48 rows before": (policies.no_change(), None),
-        "static": (policies.answers(log, policies.first_model(settings)), 0),
+        "static": (static := policies.answers(log, policies.first_model(settings)), 0),
+        "static, calibrated each week": (policies.calibrated(settings, static), 0),
     }
     if trainings:
         rows = policies.evenly(trainings)
@@ -106,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "window": WINDOW,
         "triggers": told.triggers,
         "overtaken": told.overtaken,
+        "calibrations": told.calibrations,
         "released": sum(one.accepted for one in told.retrainings),
         "retrainings": [asdict(one) for one in told.retrainings],
         "policies": rows,

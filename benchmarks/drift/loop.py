@@ -41,6 +41,10 @@ enabled = false               # no ports
 commit_interval_ms = 20       # a day is seen by all roles in 0.2 s
 [drift]
 cooldown_events = 4000        # twelve weeks; 10,000 would allow for three triggers of inputs in all
+[calibration]
+every_outcomes = 336          # a week
+rows = 2000                   # six weeks: what retraining on a schedule goes by, too
+judge_by = "errors"           # at a change of this market classes become rarer
 [retraining]
 enabled = true
 epochs_max = 10               # windows are short: more of them learn the window by heart
@@ -84,6 +88,8 @@ class Told:
     versions: list[str | None]
     retrainings: list[Retraining] = field(default_factory=list)
     triggers: int = 0
+    #: Calibrations that came into service.
+    calibrations: int = 0
     #: Triggers of a model that was replaced meanwhile, which are let be.
     overtaken: int = 0
 
@@ -136,6 +142,8 @@ class Loop:
             (_Group(servers, role("monitor"), topic("batch_summaries")), "batch_summaries"),
             (_Group(servers, role("quality"), topic("outcomes")), "outcomes"),
         ]
+        self._calibrator = _Group(servers, role("calibrate"), topic("outcomes"))
+        self._calibration: str | None = None
         self._releases = open_releases(settings, create=True)
         n = market.rows().num_rows
         self._told = Told(np.full(n, np.nan), [None] * n)
@@ -152,6 +160,7 @@ class Loop:
             upto = min(row + DELAY, end)
             self._day(first, row, upto)
             self._triggers(upto)
+            self._calibrations()
             self._successions(first, upto)
             if (row - first) // DELAY % 50 == 0:
                 self._say(f"row {row:,}: {len(self._told.retrainings)} retrainings of {self._told.triggers} triggers")
@@ -199,6 +208,19 @@ class Loop:
             trigger = drift.trigger_from_dict(self._rows.decode(value))
             self._told.triggers += 1
             self._pending.append((trigger, upto))
+
+    def _calibrations(self) -> None:
+        """Wait where enough outcomes have come for another try, until the worker has what comes of it."""
+        end = self._topics["outcomes"].end
+        if end - self._calibrator.committed() < self._settings.calibration.every_outcomes:
+            return
+        self._await(lambda: self._calibrator.committed() >= end, "another calibration tried")
+        held = list(self._releases.state().calibrations.values())
+        newest = max(held, key=lambda one: one.calibrated_at_ms).calibration_id if held else None
+        if newest != self._calibration:
+            self._calibration, log = newest, self._processes.log_file(RoleProcess("worker"))
+            self._told.calibrations += 1
+            self._await(lambda: _in_service(log, str(newest)), "the calibration in service")
 
     def _successions(self, first: int, upto: int) -> None:
         """Wait for the retrainer where it has enough labels for the trigger it is at."""

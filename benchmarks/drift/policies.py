@@ -15,10 +15,13 @@ from benchmarks.drift.memory import Numbers, scored
 from pipeline import measures
 from pipeline.cli.retrain_data import Request
 from pipeline.cli.retrain_job import retrain
+from pipeline.errors import ContractError
 from pipeline.measures import Scored
+from pipeline.measures.calibrators import Calibrator
 from pipeline.models import bundle as bundles
 from pipeline.models.bundle import Bundle
 from pipeline.records import OutputContract
+from pipeline.retraining.calibrating import calibrate
 from pipeline.retraining.window import Wanted
 from pipeline.settings import Settings
 
@@ -61,6 +64,45 @@ def retrained(
         predicted[row:] = answers(log, bundle)[row:]
         say(f"{number + 1} of {len(at)} retrainings on {window:,} rows")
     return predicted
+
+
+class Calibrating:
+    """What [calibration] of the settings does to one model after the other: topology/calibrations.py offline."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._chosen, self._alpha = settings.calibration, settings.gate.alpha
+        self._looked_at = market.first_rows()
+        self.current: Calibrator | None = None
+
+    def look(self, predicted: Numbers, since: int, end: int) -> None:
+        """Outcomes of rows before `end` are known; (n,) `predicted` says the model in service since row `since`."""
+        chosen = self._chosen
+        if not chosen.every_outcomes or end - self._looked_at < chosen.every_outcomes:
+            return
+        self._looked_at = end
+        rows = np.arange(max(since, end - chosen.rows), end)
+        outcomes = Scored(predicted[rows, None], market.truth()[rows].astype(np.int64), rows)
+        given = {"kind": chosen.kind, "judge_by": chosen.judge_by, "current": self.current, "alpha": self._alpha}
+        try:
+            trial = calibrate(outcomes, OUTPUT, **given)
+        except ContractError:  # too few outcomes
+            return
+        self.current = trial.calibrator if trial.accepted else self.current
+
+    def applied(self, predicted: Numbers) -> Numbers:
+        """(n,) probabilities of UP as they are published."""
+        if self.current is None:
+            return predicted
+        return self.current.apply(predicted[:, None].astype(np.float32))[:, 0].astype(np.float64)
+
+
+def calibrated(settings: Settings, predicted: Numbers) -> Numbers:
+    """(n,) where the outputs of one model are calibrated as outcomes come."""
+    calibrating, found = Calibrating(settings), predicted.copy()
+    for start in range(market.first_rows(), len(predicted), DELAY):
+        found[start : start + DELAY] = calibrating.applied(predicted[start : start + DELAY])
+        calibrating.look(predicted, market.first_rows(), start)
+    return found
 
 
 def evenly(count: int) -> list[int]:

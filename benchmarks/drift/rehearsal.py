@@ -25,6 +25,7 @@ from pipeline.drift import SignalSummariser
 from pipeline.drift.errors import WRONG, ErrorWatch
 from pipeline.errors import DataError
 from pipeline.models.bundle import Bundle
+from pipeline.models.calibrations import parameters_of
 from pipeline.retraining.window import Wanted
 from pipeline.settings import Settings
 from pipeline.topology.monitor import make_monitor
@@ -54,14 +55,17 @@ def rehearse(settings: Settings, seed: int) -> Rehearsed:
     """The loop over all rows that the first model did not see."""
     log, first, n = market.MemoryLog(settings), market.first_rows(), market.rows().num_rows
     now = _InService(settings, log, policies.first_model(settings), first)
-    done, waiting = Rehearsed(now.predicted.copy()), list[int]()
+    done, waiting, calibrating = Rehearsed(now.predicted.copy()), list[int](), policies.Calibrating(settings)
     needed = math.ceil(settings.gate.rows_min / settings.retraining.newest_share)
     for start in range(first, n, DELAY):
         log.now = end = min(start + DELAY, n)
-        done.predicted[start:end] = now.predicted[start:end]
+        done.predicted[start:end] = calibrating.applied(now.predicted[start:end])
         waiting += _changes(now, done.predicted, start, end)
+        calibrating.look(now.predicted, now.since_row, end - DELAY)
         while waiting and end - DELAY - max((waiting[0] - START_MS) // STEP_MS, first) >= needed:
-            request = Request(Wanted(from_ms=waiting.pop(0)), "since the change", seed, "", needed, judge=True)
+            calibration = parameters_of(calibrating.current) if calibrating.current else None
+            wanted = Wanted(from_ms=waiting.pop(0))
+            request = Request(wanted, "", seed, "", needed, judge=True, calibration=calibration)
             try:
                 made = retrain(settings, now.bundle, request, policies.silent, 0, log)
             except DataError:
@@ -69,7 +73,7 @@ def rehearse(settings: Settings, seed: int) -> Rehearsed:
             done.trainings += 1
             if made.result["report"]["accepted"]:
                 done.released += 1
-                now, waiting = _InService(settings, log, made.bundle, end), []
+                now, waiting, calibrating.current = _InService(settings, log, made.bundle, end), [], None
     return done
 
 

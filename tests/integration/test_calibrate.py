@@ -51,8 +51,10 @@ def made_pipeline(folder: Path, kafka: str, name: str, more: dict[str, Any]) -> 
     }
     made = Pipeline(folder, kafka, name, settings={**settings, **more})
     bundles.write(_bundle(), made.config.parent / "models" / "sure")
-    yield made
-    made.close()
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 def _bundle() -> bundles.Bundle:
