@@ -62,6 +62,7 @@ CASES: dict[str, tuple[str, str]] = {
     "F43": ("retrainer killed at any step from trigger to release and report", "one report, one champion"),
     "F44": ("a change of the releases killed at any of its steps", "the old state or the new one"),
     "F45": ("errors that rise, the role that watches them killed at any step", "one trigger"),
+    "F46": ("a canary on trial, the retrainer killed at any step of what it decides", "one decision, carried out once"),
     "P1": ("a burst of 100 times the usual rate", "lag, no growth of memory, no eviction"),
     "P2": ("a long backlog at start-up", "lag, no growth of memory"),
     "P3": ("a slow broker", "lag, no growth of memory, no eviction"),

@@ -10,9 +10,13 @@ from tests.pipelines import Pipeline, balance
 
 #: Attacked in both delivery modes in every run; elsewhere at_least_once, which differs in the commit alone, is for
 #: `make matrix`: a run of all tests must stay below 40 minutes on two cores.
-BOTH_MODES = {"test_crash_points.py", "test_cluster.py", "test_disk.py"}
-#: Half a minute to a minute and a half each, mostly of waiting: they are for `make matrix`, too.
+BOTH_MODES = {"test_cluster.py", "test_disk.py"}
+#: Half a minute to two minutes each, mostly of waiting: they are for `make matrix`, too.
 LONG = {
+    "test_at_least_once_repeats_only_what_was_not_committed",
+    "test_a_node_is_killed[group_coordinator]",
+    "test_a_node_is_killed[controller]",
+    "test_all_nodes_restart_one_after_the_other",
     "test_all_nodes_are_down",
     "test_two_of_three_nodes_are_down",
     "test_too_few_replicas_in_sync",

@@ -129,6 +129,7 @@ def exchange(tmp_path: Path, kafka: str) -> Iterator[Exchange]:
     made.close()
 
 
+@pytest.mark.case("F46")
 def test_a_good_canary_is_promoted_once_whoever_is_killed(exchange: Exchange, counted: Callable[..., None]) -> None:
     """SIGKILL around the change; the next process decides the same, and what was carried out is not again."""
     champion = exchange.release("v1", at_ms=int(time.time() * 1000) - HOUR_MS)
