@@ -56,6 +56,14 @@ SYSTEMS: dict[str, System] = {
         None,
         ours.group,
     ),
+    "bare": System(
+        "pipeline, no drift summaries, no metrics",
+        lambda job, folder: ours.command(job, folder, {"drift.enabled": False, "observe.enabled": False}),
+        lambda: verify.read_predictions(ours.prediction_schema()),
+        False,
+        None,
+        ours.group,
+    ),
     "faust": System(
         "plain Faust (aiokafka, take 512, fastavro)", _module("plain_faust"), lambda: verify.read_scores, False, 50_000
     ),
