@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("pricing"), help="project folder to make")
     parser.add_argument("--days", help="play only so many days of the market")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what runs is stopped on the way out
     folder, days = options.folder, [] if options.days is None else ["--days", options.days]
     python(HERE / "prepare.py", folder, *days)
     pipeline("model train --data first.csv --drop period_of_day --out models/champion", folder)
