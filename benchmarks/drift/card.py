@@ -1,6 +1,6 @@
 """The score card of drift, by one command: `python -m benchmarks.drift`. What each task asks is in tasks.py.
 
-Writes benchmarks/drift/card.json, CARD.md and two plots. Takes about 20 minutes of two cores; all but `cost` is the
+Writes benchmarks/drift/card.json, CARD.md and two plots. Takes about ten minutes of two cores; all but `cost` is the
 same in every run. --quick has two seeds and short streams, --only one group of tasks; neither writes anything.
 """
 
@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import platform
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -29,6 +28,8 @@ QUIET = (("normal", 0.0), ("normal", 0.7), ("normal", 0.9), ("lognormal", 0.0))
 KINDS = ("gradual", "recurring", "variance", "correlation lost", "correlation arises", "class share", "missing rate")
 RHOS = (0.0, 0.7)
 POISONS = ("at random", "all above 0")
+#: Tasks between two lines of progress: ten or twenty seconds.
+SAY_EVERY = 5
 GROUPS = ("quiet", "shift", "virtual", "poison", "estimate", "shuttle")
 
 
@@ -64,7 +65,6 @@ def jobs(seeds: int, quiet_rows: int) -> list[Job]:
 def run(asked: Sequence[Job], processes: int) -> dict[str, dict[str, list[Any]]]:
     """Group -> row -> results in the order asked; says what is done."""
     started = time.monotonic()
-    left = Counter((job.group, job.row) for job in asked)
     done: dict[Job, Any] = {}
     os.environ["OMP_NUM_THREADS"] = "1"  # of the children: as many processes as cores, and sums in one order
     # Not forked: torch's and Arrow's threads do not live through it.
@@ -73,9 +73,8 @@ def run(asked: Sequence[Job], processes: int) -> dict[str, dict[str, list[Any]]]
         for future in as_completed(futures):
             job = futures[future]
             done[job] = future.result()
-            left[job.group, job.row] -= 1
-            if not left[job.group, job.row]:
-                _say(f"{time.monotonic() - started:5.0f} s, {len(done)} of {len(asked)}: {job.group}, {job.row}")
+            if len(done) % SAY_EVERY == 0 or len(done) == len(asked):
+                _say(f"{time.monotonic() - started:5.0f} s, {len(done)} of {len(asked)}; last {job.group}, {job.row}")
     found: dict[str, dict[str, list[Any]]] = {}
     for job in asked:
         found.setdefault(job.group, {}).setdefault(job.row, []).append(done[job])

@@ -8,7 +8,7 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks.drift import elec2_report
-from benchmarks.drift.counting import Detections, floor_rows, spread
+from benchmarks.drift.counting import Detections, boundary, floor_rows, information, spread
 from benchmarks.drift.shifts import GRADUAL_ROWS, STEP_SD
 from benchmarks.drift.synthetic import SIGNALS
 
@@ -41,7 +41,11 @@ class Row:
 def rows(found: Found) -> list[Row]:
     """All lines."""
     made = [*_quiet(found["quiet"]), *_shifts(found["shift"]), _at_once(found["shift"]["eight at once, 0.7"])]
-    made += [_estimate(found["estimate"]["elec2"][0]), _virtual(found["virtual"]), _poison(found["poison"])]
+    made += [
+        _estimate(found["estimate"]["elec2"][0]),
+        _virtual(found["virtual"]),
+        _poison(found["poison"]),
+    ]
     return [*made, *_elec2(found["elec2"])]
 
 
@@ -112,16 +116,24 @@ def _why_slow(kind: str, rho: float, ours: Detections, middle: float, limit: flo
     told = f"Of {len(ours.delays) + ours.missed} drifts in {streams} streams {ours.missed} were missed, {late} late."
     if kind.startswith("correlation") and not any(result["joint"] for result in results):
         return f"{told} No feature by itself changes, and no signal of the baseline is of two features: it is not seen."
-    if kind == "gradual":
-        ramp = STEP_SD * limit / GRADUAL_ROWS
-        return f"{told} After {limit:,} rows {ramp:g} of the {STEP_SD:g} standard deviations have come."
-    return told
+    return f"{told} {_why_gradual(rho, round(limit))}" if kind == "gradual" else told
+
+
+def _why_gradual(rho: float, limit: int) -> str:
+    """What rows of a ramp tell by the target, beside what an alarm takes."""
+    ramp = [STEP_SD * row / GRADUAL_ROWS for row in range(1, limit + 1)]
+    known = sum(information(size, rho) for size in ramp)
+    needed = boundary(information(STEP_SD, rho), TARGET_BETWEEN * 2 * len(SIGNALS))
+    return (
+        f"By row {limit:,} of it {ramp[-1]:g} of its {STEP_SD:g} standard deviations have come. To one who knows "
+        f"signal, slope and autocorrelation these rows tell {known:.1f} nats, and with one false trigger in a million "
+        f"rows an alarm on any of {len(SIGNALS)} signals takes about {needed:.1f} (counting.py)."
+    )
 
 
 def _why_step(rho: float, middle: float, limit: float) -> str:
     one, any_ = floors(rho)
-    information = STEP_SD**2 / 2 * (1 - rho) / (1 + rho)
-    lorden = math.log(TARGET_BETWEEN) / information
+    lorden = math.log(TARGET_BETWEEN) / information(STEP_SD, rho)
     told = (
         f"With one false trigger in a million rows no detector takes much less than {any_:,.0f} rows on the mean where "
         f"the step may be in any of {len(SIGNALS)} signals, up or down, and {one:,.0f} where signal and direction are "
@@ -224,6 +236,8 @@ def _elec2(found: Found) -> Iterator[Row]:
     share, trainings = elec2_report.regained(found) or 0.0, loop["retrainings"]
     lengths = [accuracy for accuracy, _, _ in found["rehearsed"]]
     luck = f"by seed of the training alone accuracy is {min(lengths):.3f} to {max(lengths):.3f} (RESULTS.md)"
+    used = found.get("calibrations", 0)
+    between = f"That run calibrated {used} times between trainings" if used else "That run did not calibrate"
     gate = f"of {trainings} trainings the gate released {found['released']}"
     yield Row(
         "Elec2: share of every-1,000's gain regained",
@@ -248,5 +262,5 @@ def _elec2(found: Found) -> Iterator[Row]:
         f"static {by_name['static']['ece']:.3f}, every 1,000 rows {often['ece']:.3f}",
         f"≤ {ECE_MAX}",
         loop["ece"] <= ECE_MAX,
-        "" if loop["ece"] <= ECE_MAX else "That run retrains and does not calibrate in between; see RESULTS.md.",
+        "" if loop["ece"] <= ECE_MAX else f"{between}; see RESULTS.md.",
     )

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 
 @dataclass
 class Detections:
@@ -61,13 +59,13 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):,.0f} ({min(values):,} to {max(values):,})"
 
 
-def periodic(count: int, rows: int, generator: np.random.Generator) -> list[int]:
-    """Rows at which a schedule retrains `count` times in `rows` rows: one step, begun anywhere within the first."""
-    if not count:
-        return []
-    step = rows / count
-    start = step * (1.0 - generator.random())  # in (0, step]
-    return [max(1, math.floor(start + number * step)) for number in range(count)]
+def periodic(count: int, rows: int, phase: float) -> list[int]:
+    """Rows at which a schedule retrains `count` times in `rows` rows: evenly, the first time after `phase` of a step.
+
+    phase: above 0 and at most 1. A drift comes at no particular time of a schedule, so phases are to be spread evenly.
+    """
+    step = rows / max(1, count)
+    return [max(1, math.floor((phase + number) * step)) for number in range(count)]
 
 
 def floor_rows(size_sd: float, rho: float, *, rows_between_false: float, tests: int) -> float:
@@ -82,10 +80,21 @@ def floor_rows(size_sd: float, rho: float, *, rows_between_false: float, tests: 
     I is what a row tells, in nats: size^2 / 2 times (1 - rho) / (1 + rho). The first row tells more, as the whole step
     is in its innovation: size^2 / (2 (1 - rho^2)), which is taken off. To first order it is Lorden's ln(time) / I.
     """
-    information = size_sd**2 / 2 * (1 - rho) / (1 + rho)
+    told = information(size_sd, rho)
     first = size_sd**2 / (2 * (1 - rho**2))
-    goal = rows_between_false * tests * information
+    b = boundary(told, rows_between_false * tests)
+    return max(1.0, (b - 1 + math.exp(-b) - first) / told)
+
+
+def information(size_sd: float, rho: float) -> float:
+    """What a row of an AR(1) signal tells of a shift, in nats: I of `floor_rows`."""
+    return size_sd**2 / 2 * (1 - rho) / (1 + rho)
+
+
+def boundary(told: float, rows_between_false: float) -> float:
+    """b of `floor_rows`: what rows must tell, in nats, before one test alarms. told: by a row."""
+    goal = rows_between_false * told
     b = math.log(goal)
-    for _ in range(50):
+    for _ in range(50):  # fixed point; contracts by 1 / goal a step
         b = math.log(goal + b + 1)
-    return max(1.0, (b - 1 + math.exp(-b) - first) / information)
+    return b

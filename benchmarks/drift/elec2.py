@@ -1,7 +1,8 @@
 """`python -m benchmarks.drift.elec2`: the whole loop on Elec2 and Kafka, beside what else one could do.
 
-Writes benchmarks/drift/RESULTS.md, elec2.json and elec2.svg. The loop takes about ten minutes of two cores, what it is
-compared with as long again; --rows ends the stream sooner, to see whether everything runs.
+Writes benchmarks/drift/RESULTS.md, elec2.json and elec2.svg, and the score card's lines of it. The loop takes about ten
+minutes of two cores, what it is compared with as long again; --rows ends the stream sooner, to see whether everything
+runs.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.drift import market, policies
+from benchmarks.drift import card, market, policies
 from benchmarks.drift.elec2_report import page, plot
 from benchmarks.drift.loop import SETTINGS, Loop, Told
 from benchmarks.drift.policies import Numbers
@@ -116,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (HERE / "elec2.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     (HERE / "elec2.svg").write_text(plot(found), "utf-8")
     (HERE / "RESULTS.md").write_text(page(found), "utf-8")
+    card.draw(card.read())  # it has lines of this run
     _say(page(found))
 
 

@@ -19,7 +19,6 @@ GRADUAL_ROWS = 5_000
 #: The feature that drifts, and those whose correlation does.
 ONE, FOUR = 3, slice(3, 7)
 CORRELATION = 0.8
-
 #: Added signals by name, (rows,) each.
 Extra = dict[str, npt.NDArray[np.float32]]
 

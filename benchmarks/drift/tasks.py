@@ -37,7 +37,7 @@ def shift(kind: str, rho: float, seed: int) -> dict[str, Any]:
     alarms = {
         "monitor": [read for read, _ in triggers],
         "river": synthetic.river_alone(stream.rows, stream.indicators),
-        "periodic": counting.periodic(len(triggers), len(stream.rows), stream.generator),
+        "periodic": counting.periodic(len(triggers), len(stream.rows), (seed % 10 + 0.5) / 10),
     }
     told: dict[str, Any] = {name: _detections(found, stream) for name, found in alarms.items()}
     after = [read for read in alarms["river"] if read > stream.changes[0]]
