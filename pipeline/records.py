@@ -243,6 +243,22 @@ class JointWeights:
 
 
 @dataclass(frozen=True, slots=True)
+class Season:
+    """What the time in a season says of signals; see drift/seasons.py.
+
+    Phases are equally long parts of `period_s` seconds since the epoch; per signal and phase the median and the
+    interquartile range (> 0), in the signal's own unit. Signals that are not named have no season.
+    """
+
+    period_s: float
+    #: How many seasons it was measured over.
+    seasons: float
+    signals: tuple[str, ...]
+    medians: tuple[tuple[float, ...], ...]
+    ranges: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Baseline:
     """Baselines of all signals, and the shortest block (events) that workers add up; see drift/baseline.py."""
 
@@ -250,6 +266,8 @@ class Baseline:
     block_events: int
     #: What the last signals, "joint:<name>", are made of; None where there are none.
     joint: JointWeights | None = None
+    #: What is taken out of values before anything else; None where no season is known.
+    season: Season | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,8 +313,8 @@ class SignalEvidence:
     """Why one signal is part of a trigger.
 
     detector: "adwin" (changed within the stream), "spread" (scatters otherwise, around a mean that may have stayed),
-    "baseline" (differs from the training data) or "moved" (did not alarm by itself, but changed at the same point). Means are in the signal's own
-    units; KL (after from baseline, nats) and PSI compare histograms on the baseline's bins.
+    "baseline" (differs from the training data) or "moved" (did not alarm by itself, but changed at the same point).
+    Means are in the signal's own units; KL (after from baseline, nats) and PSI compare histograms on its bins.
     """
 
     signal: str

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.drift.baseline import joint_columns
+from pipeline.drift.baseline import as_watched
 from pipeline.drift.evidence import PSI_MAJOR, PSI_MINOR, divergences
 from pipeline.records import Baseline, Floats, Longs, SignalBaseline
 
@@ -15,15 +15,15 @@ PSI_ROWS_MIN = 500
 def timeline(signals: Floats, times_ms: Longs, baseline: Baseline, rows: int) -> dict[str, Any]:
     """Every signal against its baseline, over all rows and by windows of `rows`.
 
-    signals: (n, signals) float32, NaN for no value, in order of time; the joint ones are made here. Plain data:
+    signals: (n, signals) float32, NaN for no value, in order of time; the joint ones are made here, and
+    what is known of seasons taken out. Plain data:
 
         signals [{signal, baseline_mean, mean, count, psi, psi_by_chance}]
         windows [{first_time_ms, last_time_ms, rows, signals: {signal: {mean, count, psi, psi_by_chance}}}]
 
     psi_by_chance is what PSI is on average where nothing has moved. Signals without a baseline are left out.
     """
-    together = joint_columns(baseline, signals)
-    signals = np.concatenate([signals[:, : len(baseline.signals) - together.shape[1]], together], axis=1)
+    signals = as_watched(baseline, signals, times_ms)
     watched = [(column, signal) for column, signal in enumerate(baseline.signals) if signal.count]
     overall = [
         {"signal": signal.name, "baseline_mean": signal.mean, **_compared(signals[:, column], signal)}

@@ -69,7 +69,7 @@ def train(
 
     pipeline model train --data newer.parquet --out models/2024-06.tar.gz
     """
-    from pipeline.cli.training import train_bundle  # noqa: PLC0415  a second that --help need not wait for
+    from pipeline.cli.training import season_of, train_bundle  # noqa: PLC0415  a second that --help need not wait for
 
     settings = settings_of(ctx)
     label = label or settings.events.label_field
@@ -91,6 +91,7 @@ def train(
                 task=task,
                 seed=seed,
                 overwrite=force,
+                season=season_of(settings),
                 progress=lambda epoch, most, loss: status.update(f"training: epoch {epoch} of {most}, loss {loss:.4g}"),
             )
     except DataError as error:
@@ -174,6 +175,12 @@ def pack(
         typer.Option(metavar="FILE", help="Rows it was not trained on: for the drift baseline and metrics."),
     ] = None,
     label: Annotated[str | None, typer.Option(metavar="COLUMN", help="Truth in --data, for metrics.")] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Event times in --data, for drift.season_s.  [dim]Else events.time_field.[/dim]"
+        ),
+    ] = None,
     force: Overwrite = False,
 ) -> None:
     """Pack a model of your own: a class of an installed package, its weights, what it takes and returns.
@@ -194,6 +201,8 @@ def pack(
         {"model_id": model_id or settings.name, "model_version": version, "requires": _requires(require or [])},
         data,
         label,
+        settings,
+        time,
     )
     bundles.write(made, out, overwrite=force)
     if made.training.metrics:
@@ -209,6 +218,8 @@ def _pack(
     named: dict[str, Any],
     data: Path | None,
     label: str | None,
+    settings: Settings,
+    time: str | None,
 ) -> bundles.Bundle:
     """A bundle whose module was made, loaded and run; every fault names its file."""
     from pipeline.cli.training import check_contract  # noqa: PLC0415
@@ -227,18 +238,22 @@ def _pack(
     network = run_once(plain)
     if data is None:
         return plain
-    baseline, training = _measure(network, contract, data, label)
+    baseline, training = _measure(network, contract, data, label, settings, time)
     return bundles.make(
         architecture=architecture, contract=contract, weights=content, baseline=baseline, training=training, **named
     )
 
 
-def _measure(network: Any, contract: FeatureContract, data: Path, label: str | None) -> tuple[Baseline, Training]:
+def _measure(
+    network: Any, contract: FeatureContract, data: Path, label: str | None, settings: Settings, time: str | None
+) -> tuple[Baseline, Training]:
     from pipeline.cli import training  # noqa: PLC0415
 
     rows = tables.read(data)
     names = {feature.name: feature for feature in contract.features}
-    if missing := [name for name in (*names, *([label] if label else ())) if name not in rows.column_names]:
+    if time is None and settings.events.time_field in rows.column_names:
+        time = settings.events.time_field
+    if missing := [name for name in (*names, *filter(None, (label, time))) if name not in rows.column_names]:
         raise DataError(f"{data}: no column {', '.join(map(repr, missing))}; there are {', '.join(rows.column_names)}")
     if label is not None:
         rows = rows.filter(pc.is_valid(rows.column(label)))
@@ -253,10 +268,13 @@ def _measure(network: Any, contract: FeatureContract, data: Path, label: str | N
         if label is not None:
             truth = training.truth(rows.column(label), contract.output, label)[scored]
             report = TrainingReport(0, len(scored), *training.measure(outputs, contract, truth, truth[:0]))
+        season = training.season_of(settings)
+        times_ms = training.times_ms(rows, time) if season else None
+        baseline = training.baseline(contract, checked, 0, scored, outputs, times_ms, **season)
     except DataError as error:
         raise DataError(f"{data}: {error}") from None
     used = rows.select([*names, *([label] if label else ())])
-    return training.baseline(contract, checked, 0, scored, outputs), training.provenance(used, report)
+    return baseline, training.provenance(used, report)
 
 
 def run_once(bundle: bundles.Bundle) -> Any:

@@ -143,7 +143,7 @@ def _pack(parent: Bundle, data: Data, trained: Trained, scored: _Scored, made_of
         architecture=architecture_of(trained, str(made_of.recipe["name"])),
         contract=contract,
         weights=loading.weights_of(trained.module),
-        baseline=_baseline(data, scored),
+        baseline=_baseline(parent, data, scored),
         training=_training(data.rows.select([*names, window.LABEL, window.VALUE]), data, scored, made_of),
         requires=parent.manifest.requires,
     )
@@ -151,9 +151,11 @@ def _pack(parent: Bundle, data: Data, trained: Trained, scored: _Scored, made_of
     return bundle
 
 
-def _baseline(data: Data, scored: _Scored) -> Any:
-    late = scored.newest(data)
-    return baseline(scored.contract, scored.checked, int(data.newest[0]), scored.rows[late], scored.outputs[late])
+def _baseline(parent: Bundle, data: Data, scored: _Scored) -> Any:
+    """On the newest part; a season is the parent's, since the newest part may be shorter than one."""
+    late, first = scored.newest(data), int(data.newest[0])
+    outputs, season = scored.outputs[late], parent.baseline.season
+    return baseline(scored.contract, scored.checked, first, scored.rows[late], outputs, data.times_ms, season=season)
 
 
 def _training(used: pa.Table, data: Data, scored: _Scored, made_of: Provenance) -> Training:

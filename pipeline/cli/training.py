@@ -5,8 +5,9 @@ contract, the engine scores the held-out part, and the drift monitor's baseline 
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from pipeline.retraining.targets import Target, Task
 from pipeline.scoring.publish import prediction_labels
 from pipeline.scoring.signals import SignalMatrix
 from pipeline.scoring.validate import Validated, Validator
+from pipeline.settings import Settings
 
 ARCHITECTURE = "pipeline.models.architectures:TabularMLP"
 #: Rows in one call of the engine when a whole file is scored.
@@ -58,12 +60,13 @@ def train_bundle(
     task: Task | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    season: Mapping[str, Any] = MappingProxyType({}),
     progress: Callable[[int, int, float], None] = lambda _epoch, _most, _loss: None,
 ) -> TrainingReport:
     """Train the built-in model on the earlier rows, measure it on the later ones, write the bundle to `out`.
 
     features: columns. fields: column -> (Avro field, Avro type, whether null may occur). time: column to order
-    the rows by; without one they are taken as ordered. Rows without a label are left out.
+    the rows by; without one they are taken as ordered. Rows without a label are left out. season: as `season_of` gives.
     Raises DataError when nothing can be learnt, BundleError when `out` cannot be written.
 
     1. Order the rows; set the newest aside; infer target and contract from the others alone.
@@ -101,7 +104,9 @@ def train_bundle(
         architecture=Architecture(module=ARCHITECTURE, arguments=fitted.arguments),
         contract=contract,
         weights=loading.weights_of(fitted.module),
-        baseline=baseline(contract, checked, rows_train, scored_rows, outputs),
+        baseline=baseline(
+            contract, checked, rows_train, scored_rows, outputs, times_ms(rows, time) if season else None, **season
+        ),
         training=provenance(rows.select([*features, label]), report),
     )
     bundles.write(made, out, overwrite=overwrite)
@@ -176,10 +181,36 @@ def truth(label: pa.ChunkedArray, output: OutputContract, name: str) -> npt.NDAr
     return found
 
 
+def season_of(settings: Settings) -> dict[str, Any]:
+    """What `baseline` is told of the season that the settings name; {} for none."""
+    chosen = settings.drift
+    return {"season_s": chosen.season_s, "season_phases": chosen.season_phases} if chosen.season_s else {}
+
+
+def times_ms(rows: pa.Table, column: str | None) -> Longs | None:
+    """Event times of rows, milliseconds since the epoch; None without such a column. Raises DataError."""
+    if column is None:
+        return None
+    found = to_timestamps(rows.column(column).combine_chunks(), column).cast(pa.int64())
+    if found.null_count:
+        raise DataError(f"column {column!r}: {found.null_count:,} rows have no time")
+    times: Longs = found.to_numpy()
+    return times
+
+
 def baseline(
-    contract: FeatureContract, checked: Validated, first_row: int, scored_rows: Longs, outputs: Floats
+    contract: FeatureContract,
+    checked: Validated,
+    first_row: int,
+    scored_rows: Longs,
+    outputs: Floats,
+    times_ms: Longs | None = None,
+    **season: Any,
 ) -> Baseline:
-    """The baseline of every watched signal on the rows from `first_row`, of which `scored_rows` have outputs."""
+    """The baseline of every watched signal on the rows from `first_row`, of which `scored_rows` have outputs.
+
+    times_ms: of all rows. season: keyword arguments of drift.measure_baseline. Raises DataError as that does.
+    """
     signals = drift.signal_names(contract)
     n = len(checked.ids) - first_row
     matrix = SignalMatrix(signals, contract).fill(
@@ -191,7 +222,8 @@ def baseline(
         outputs,
         prediction_labels(outputs, contract),
     )
-    found: Baseline = drift.measure_baseline(signals, matrix)
+    times_ms = None if times_ms is None else times_ms[first_row:]
+    found: Baseline = drift.measure_baseline(signals, matrix, times_ms, **season)
     return found
 
 

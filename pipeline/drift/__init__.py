@@ -1,5 +1,6 @@
 """Drift: is the stream still like the data the model was trained on? In reading order:
 
+    seasons.py     what the time of the day explains, taken out first
     bins.py        bounded values: which bin, which level
     baseline.py    signal names, baselines, autocorrelation times
     joint.py       how features go together, as signals of their own

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from pipeline.drift.bins import MODE_SHARE, cut_points, is_indicator, kind_of, levels_of
 from pipeline.drift.joint import BINS, PREFIX, JointValues, bins_of, joint_weights
+from pipeline.drift.seasons import Deseasoner, measure_season, time_factor
 from pipeline.errors import DataError
-from pipeline.records import Baseline, FeatureContract, Floats, SignalBaseline
+from pipeline.records import Baseline, FeatureContract, Floats, Longs, Season, SignalBaseline
 
 Doubles = npt.NDArray[np.float64]
 
@@ -41,23 +42,56 @@ def signal_names(contract: FeatureContract) -> tuple[str, ...]:
     return (*names, "rejected")
 
 
-def measure_baseline(signals: Sequence[str], matrix: Floats) -> Baseline:
+def measure_baseline(
+    signals: Sequence[str],
+    matrix: Floats,
+    times_ms: Longs | None = None,
+    *,
+    season_s: float = 0.0,
+    season_phases: int = 24,
+    season: Season | None = None,
+) -> Baseline:
     """Baselines of held-out rows in time order.
 
     matrix: float32 (n, len(signals)), NaN where a row has no value for a signal. Joint signals are made of it, and come
-    last in what is returned.
-    Raises DataError when the matrix has no rows or another width.
+    last in what is returned. times_ms: (n,) event times, milliseconds since the epoch. season_s, season_phases: a
+    season to be measured and taken out, 0 for none; or `season`, one that is known.
+    Raises DataError when the matrix has no rows or another width, or a season is asked for that cannot be measured.
     """
     if matrix.ndim != 2 or matrix.shape[1] != len(signals) or not len(matrix):
         raise DataError(f"baseline: a matrix of shape {matrix.shape} for {len(signals)} signals; give rows x signals")
+    if season is None and season_s:
+        season = measure_season(signals, matrix, times_ms, season_s, season_phases)
+    if season is not None:
+        if times_ms is None:
+            raise DataError("baseline: a season is known, but the rows have no event times")
+        matrix = Deseasoner(season, signals).of(matrix, times_ms)
     measured = tuple(_measure(name, matrix[:, column]) for column, name in enumerate(signals))
+    if season is not None:
+        factor, seasonal = time_factor(season), set(season.signals)
+        measured = tuple(
+            replace(s, autocorrelation_time=factor * s.autocorrelation_time) if s.name in seasonal else s
+            for s in measured
+        )
     block_events = choose_block_events(measured)
     joint = joint_weights(measured, matrix)
     if joint is None:
-        return Baseline(measured, block_events)
+        return Baseline(measured, block_events, None, season)
     products = joint_columns(Baseline(measured, block_events, joint), matrix)
     together = (_measure(PREFIX + name, products[:, i], bins=BINS) for i, name in enumerate(joint.features))
-    return Baseline((*measured, *together), block_events, joint)
+    return Baseline((*measured, *together), block_events, joint, season)
+
+
+def as_watched(baseline: Baseline, matrix: Floats, times_ms: Longs) -> Floats:
+    """Rows of signals as the monitor sees them: without the season, with the joint signals, (n, signals) float32.
+
+    matrix: the signals in the baseline's order; joint ones may be there, as NaN, or not.
+    """
+    given = len(baseline.signals) - (len(baseline.joint.features) if baseline.joint else 0)
+    matrix = matrix[:, :given]
+    if baseline.season is not None:
+        matrix = Deseasoner(baseline.season, [s.name for s in baseline.signals[:given]]).of(matrix, times_ms)
+    return np.concatenate([matrix, joint_columns(baseline, matrix)], axis=1)
 
 
 def joint_columns(baseline: Baseline, matrix: Floats) -> Floats:

@@ -113,8 +113,9 @@ class DriftMonitor:
     def fingerprint(self) -> str:
         """Identifies model version and baseline: state of another one is not continued."""
         plain = asdict(self._baseline)
-        if self._baseline.joint is None:  # as it was before there were joint signals: their state goes on
-            del plain["joint"]
+        for part in ("joint", "season"):
+            if plain[part] is None:  # as it was before there were any: the state of old bundles goes on
+                del plain[part]
         identity = [self.model_id, self.model_version, plain]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 

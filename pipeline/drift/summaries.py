@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pipeline.drift.bins import Bins
 from pipeline.drift.joint import JointValues
+from pipeline.drift.seasons import Deseasoner
 from pipeline.records import Baseline, BatchSummary, Floats, Longs, ModelIdentity
 
 Doubles = npt.NDArray[np.float64]
@@ -87,6 +88,7 @@ class SignalSummariser:
         self._bases = (np.arange(len(names)) * bins.width)[:, None]
         self._joint = JointValues(joint, baseline.signals, bins.width) if joint else None
         self._joint_of = self._back[[names.index(f"feature:{name}") for name in joint.features]] if joint else None
+        self._season = Deseasoner(baseline.season, self.signals) if baseline.season else None
         self._rejected = self.signals.index("rejected") if "rejected" in self.signals else None
         self._partitions: dict[tuple[str, int], _Partition] = {}
 
@@ -119,6 +121,8 @@ class SignalSummariser:
         offsets = np.concatenate([p[0] for p in pending])
         times = np.concatenate([p[1] for p in pending])
         matrix = np.concatenate([p[2] for p in pending]) if len(pending) > 1 else pending[0][2]
+        if self._season is not None:
+            matrix = self._season.of(matrix, times)
         values = np.ascontiguousarray(matrix.T[self._order])
         bins = self._cuts.bins_of(values)
         if self._joint is not None:

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from pipeline.errors import BundleError
-from pipeline.records import Baseline, Feature, FeatureContract, JointWeights, ModelIdentity, OutputContract
+from pipeline.records import Baseline, Feature, FeatureContract, JointWeights, ModelIdentity, OutputContract, Season
 
 FORMAT: Literal["pipeline-model-bundle"] = "pipeline-model-bundle"
 FORMAT_VERSION: Literal[1] = 1
@@ -180,8 +180,9 @@ def digest(content: Mapping[str, Any], *, without: tuple[str, ...] = ("digest",)
 def _dumped(manifest: Manifest) -> dict[str, Any]:
     # Without warnings: dataclasses made in Python may hold 1 where the type says 1.0.
     content: dict[str, Any] = manifest.model_dump(mode="json", warnings=False)
-    if manifest.baseline.joint is None:  # written, and given its version, as before there was any
-        del content["baseline"]["joint"]
+    for part in ("joint", "season"):
+        if content["baseline"][part] is None:  # written, and given its version, as before there was any
+            del content["baseline"][part]
     return content
 
 
@@ -270,7 +271,8 @@ def baseline_faults(baseline: Baseline) -> list[str]:
             faults.append(f"baseline: signal {signal.name}: edges do not ascend")
         if signal.count < 0 or signal.variance < 0 or min(signal.histogram, default=0) < 0:
             faults.append(f"baseline: signal {signal.name}: a count or variance below 0")
-    return faults + _joint_faults(baseline.joint or JointWeights((), ()), names)
+    faults += _joint_faults(baseline.joint or JointWeights((), ()), names)
+    return faults + (_season_faults(baseline.season, names) if baseline.season else [])
 
 
 def _joint_faults(joint: JointWeights, names: list[str]) -> list[str]:
@@ -283,6 +285,19 @@ def _joint_faults(joint: JointWeights, names: list[str]) -> list[str]:
     ]
     if [len(row) for row in joint.weights] != [size] * size:
         faults.append(f"baseline: joint: weights are not {size} rows of {size}")
+    return faults
+
+
+def _season_faults(season: Season, names: list[str]) -> list[str]:
+    faults = [] if season.period_s > 0 else [f"baseline: season: a period of {season.period_s} s"]
+    faults += [] if season.seasons > 0 else [f"baseline: season: measured over {season.seasons} seasons"]
+    faults += [f"baseline: season: no signal {name}" for name in season.signals if name not in names]
+    phases = len(season.medians[0]) if season.medians else 0
+    rows = [len(season.signals), len(season.medians), len(season.ranges)]
+    if len(set(rows)) > 1 or any(len(row) != phases or not row for row in (*season.medians, *season.ranges)):
+        faults.append("baseline: season: medians and ranges are not one row a signal and one column a phase")
+    if any(width <= 0 for row in season.ranges for width in row):
+        faults.append("baseline: season: a range of 0 or less")
     return faults
 
 

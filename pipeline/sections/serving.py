@@ -159,6 +159,15 @@ class DriftSettings(Section):
     cooldown_events: int = Field(10_000, ge=0, description="Events after a trigger in which no further one is sent")
     window_events: int = Field(20_000, ge=1, description="Events since the change suggested for retraining")
     state_dir: Path = Field(Path("state"), description="Folder of the monitor's saved state")
+    season_s: float = Field(
+        0.0,
+        ge=0,
+        le=366 * 86_400,
+        description="Length of a season that is no drift, such as 86400; measured when a model is packed. 0: none",
+    )
+    season_phases: int = Field(
+        24, ge=2, le=1000, description="Parts of a season in which values are alike, such as the hours of a day"
+    )
 
 
 class SupervisorSettings(Section):

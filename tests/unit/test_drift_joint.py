@@ -232,6 +232,7 @@ def test_a_model_without_joint_signals_is_what_it_was() -> None:
     old = packed(Baseline((SIGNAL,), 16))
     assert old.model_version == "07aac596c9ac"
     assert b"joint" not in old.to_json()
+    assert b"season" not in old.to_json()
     assert parse(old.to_json()) == old
     identity = monitor_for(old.baseline)
     assert identity.fingerprint == monitor_for(parse(old.to_json()).baseline).fingerprint
