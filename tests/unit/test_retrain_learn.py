@@ -1,5 +1,6 @@
 """From labelled events to a successor without Kafka: kinds of labels, rows that cannot be used, what is packed."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.cli.retrain_data import Data
-from pipeline.cli.retrain_job import _findings, _pack, _scored
+from pipeline.cli.retrain_job import _baseline, _findings, _pack, _scored
 from pipeline.cli.retrain_learn import Learner, architecture_of
 from pipeline.cli.retrain_log import SENDER, Found
 from pipeline.cli.training import train_bundle
@@ -18,7 +19,7 @@ from pipeline.models.architectures import TabularMLP
 from pipeline.models.bundle import Bundle
 from pipeline.models.loading import load_module
 from pipeline.models.manifest import Provenance
-from pipeline.records import Feature, FeatureContract
+from pipeline.records import Feature, FeatureContract, Season
 from pipeline.retraining import split, window
 from pipeline.retraining.recipes import Trained
 from pipeline.settings import Settings
@@ -112,6 +113,20 @@ def test_each_kind_of_label_is_learnt_anew(tmp_path: Path, kind: str, start: str
     names = [finding.name for finding in _findings(Settings(), parent, data, after, 0)]
     assert ("label_flips" in names) == (kind != "number")
     assert len(names) == len(set(names))
+
+
+def test_a_successor_takes_the_season_over(tmp_path: Path) -> None:
+    """The parent's, whatever the newest part spans: its baseline is of values without it."""
+    parent, data = parent_of(tmp_path, "two"), data_of(market("two"))
+    scored = _scored(load_module(parent), parent.contract, learner_of(parent, data), data)
+    season = Season(8.0, 3.0, ("feature:amount",), ((80.0, 120.0, 80.0, 120.0),), ((20.0,) * 4,))
+    baseline = dataclasses.replace(parent.baseline, season=season)
+    manifest = parent.manifest.model_copy(update={"baseline": baseline})
+    plain, seasonal = (_baseline(of, data, scored) for of in (parent, dataclasses.replace(parent, manifest=manifest)))
+    assert plain.season is None
+    assert seasonal.season == season
+    assert seasonal.signals[0].name == "feature:amount"
+    assert seasonal.signals[0].variance > plain.signals[0].variance + 100  # there was no season: it puts one in
 
 
 def test_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
