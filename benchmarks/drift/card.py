@@ -30,7 +30,7 @@ RHOS = (0.0, 0.7)
 POISONS = ("at random", "all above 0")
 #: Tasks between two lines of progress: ten or twenty seconds.
 SAY_EVERY = 5
-GROUPS = ("quiet", "shift", "virtual", "poison", "estimate", "shuttle")
+GROUPS = ("quiet", "shift", "season", "virtual", "poison", "estimate", "shuttle")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def jobs(seeds: int, quiet_rows: int) -> list[Job]:
         shifts = [("step", rho) for rho in (0.0, 0.7, 0.9)]
         shifts += [(kind, rho) for kind in KINDS for rho in RHOS] + [("eight at once", 0.7)]
         found += [Job("shift", f"{kind}, {rho}", partial(tasks.shift, kind, rho, seed)) for kind, rho in shifts]
+        found += [Job("season", f"known, {rho}", partial(tasks.season, rho, seed)) for rho in RHOS]
         found += [
             Job("quiet", f"{kind}, {rho}", partial(tasks.quiet, kind, rho, quiet_rows, seed)) for kind, rho in QUIET
         ]

@@ -25,11 +25,11 @@ The results of every seed are in [card.json](card.json), what each task asks in 
 Delays are rows from the drift to its trigger, to the end of the commit it came in: median and range. A drift is half a
 standard deviation in one of 16 features, over 5,000 rows where it is gradual, there and back where it recurs; its
 deviation doubles; a pair with correlation 0.8 loses it, or four features get it; a class of 20 % becomes one of 40 %; a
-feature that lacks in 1 % of the rows lacks in 6 %. *River raw* is River's ADWIN with its defaults on every value of
-every signal, any of them alarming. *Periodic* retrains as often as the monitor triggered, at even distances; its delay
-is the wait for the next time. The first comes after a twentieth of the distance in the first stream, three in the
-second, up to nineteen in the tenth. On streams where nothing changes it would retrain as often as the monitor by its
-definition.
+feature that lacks in 1 % of the rows lacks in 6 %. A season is a sine of one standard deviation in 8 of the 16
+features; the baseline has five of it. *River raw* is River's ADWIN with its defaults on every value of every signal,
+any of them alarming. *Periodic* retrains as often as the monitor triggered, at even distances; its delay is the wait
+for the next time. The first comes after a twentieth of the distance in the first stream, three in the second, up to
+nineteen in the tenth. On streams where nothing changes it would retrain as often as the monitor by its definition.
 
 ## Where it falls short
 

@@ -42,6 +42,7 @@ def rows(found: Found) -> list[Row]:
     """All lines."""
     made = [*_quiet(found["quiet"]), *_shifts(found["shift"]), _at_once(found["shift"]["eight at once, 0.7"])]
     made += [
+        *_season(found["season"]),
         _estimate(found["estimate"]["elec2"][0]),
         _virtual(found["virtual"]),
         _poison(found["poison"]),
@@ -164,6 +165,26 @@ def _at_once(results: Sequence[Found]) -> Row:
     why = "" if held else f"In {streams} of {len(counts)} streams there was not exactly one trigger."
     beside = f"River raw {mean(river):,.0f} ({min(river):,} to {max(river):,})"
     return Row("one drift in 8 of 16 signals, rho 0.7: triggers", figure, beside, "1", held, why)
+
+
+def _season(tasks: dict[str, list[Found]]) -> Iterator[Row]:
+    for name, results in tasks.items():
+        counts, unaware, river = ([r[f"{of}_in_seasons"] for r in results] for of in ("monitor", "unaware", "river"))
+        ours = detections(results, "monitor")
+        figure = (
+            f"**{mean(counts):.2g}** ({min(counts)} to {max(counts)}); half a standard deviation on top: "
+            f"{spread(ours.delays)}, {ours.missed} missed"
+        )
+        lost = detections(results, "unaware").missed
+        beside = f"not known {mean(unaware):.2g}, but {lost} missed; River raw {mean(river):,.0f}"
+        why = ""
+        if any(counts):
+            streams = sum(count > 0 for count in counts)
+            why = f"{sum(counts)} triggers in {streams} of {len(counts)} streams of ten seasons."
+        rho = float(name.partition(", ")[2])
+        yield Row(
+            f"season that the baseline knows, rho {rho:g}: triggers in 10 of it", figure, beside, "0", not why, why
+        )
 
 
 # --------------------------------------------------------------------------- with labels

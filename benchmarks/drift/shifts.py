@@ -19,6 +19,9 @@ GRADUAL_ROWS = 5_000
 #: The feature that drifts, and those whose correlation does.
 ONE, FOUR = 3, slice(3, 7)
 CORRELATION = 0.8
+#: Rows of a season, of which the baseline has five; its size; how many pass before the step, and after it.
+SEASON_ROWS, SEASON_SD, SEASONS = 2_000, 1.0, 10
+
 #: Added signals by name, (rows,) each.
 Extra = dict[str, npt.NDArray[np.float32]]
 
@@ -46,6 +49,27 @@ def drifting(kind: str, rho: float, seed: int) -> Stream:
     rows = np.column_stack([features, *extra.values()]) if extra else features
     baseline = measure_baseline((*SIGNALS, *extra), rows[:BASELINE_ROWS])
     return Stream(baseline, rows[BASELINE_ROWS:], changes, generator, len(extra))
+
+
+def seasonal(rho: float, seed: int) -> tuple[Stream, Baseline]:
+    """Half of the features follow a season, each with a phase of its own; SEASONS of it, then a step on top of one.
+
+    The stream's baseline knows the season, the other one has seen it and does not. Event times are row numbers in ms,
+    as in synthetic.summaries.
+    """
+    generator = np.random.default_rng(3_000 + seed)
+    n = BASELINE_ROWS + 2 * SEASONS * SEASON_ROWS
+    features = autoregressive(generator, n, len(SIGNALS), rho)
+    times_ms = np.arange(n) - BASELINE_ROWS  # the baseline's rows are whole seasons
+    starts = generator.random(len(SIGNALS) // 2)
+    angles = 2 * np.pi * (times_ms[:, None] / SEASON_ROWS + starts)
+    features[:, : len(starts)] += (SEASON_SD * np.sin(angles)).astype(np.float32)
+    before = SEASONS * SEASON_ROWS
+    features[BASELINE_ROWS + before :, ONE] += STEP_SD
+    first = slice(0, BASELINE_ROWS)
+    known = measure_baseline(SIGNALS, features[first], times_ms[first], season_s=SEASON_ROWS / 1000)
+    unaware = measure_baseline(SIGNALS, features[first])
+    return Stream(known, features[BASELINE_ROWS:], (before,), generator, 0), unaware
 
 
 def _step(features: Floats, _spare: Floats, at: int) -> Extra:

@@ -50,6 +50,20 @@ def shift(kind: str, rho: float, seed: int) -> dict[str, Any]:
     }
 
 
+def season(rho: float, seed: int) -> dict[str, Any]:
+    """Ten seasons that the baseline knows, then a step on top: the monitor, one that does not know them, River raw."""
+    stream, unaware = shifts.seasonal(rho, seed)
+    state = stream.generator.bit_generator.state
+    found: dict[str, Any] = {}
+    for name, baseline in (("monitor", stream.baseline), ("unaware", unaware)):
+        stream.generator.bit_generator.state = state  # the same commits
+        alarms = [read for read, _ in synthetic.watch(stream.rows, baseline, stream.generator)]
+        found[name] = _detections(alarms, stream)
+        found[f"{name}_in_seasons"] = sum(read <= stream.changes[0] for read in alarms)
+    river = synthetic.river_alone(stream.rows)
+    return {**found, "river_in_seasons": sum(read <= stream.changes[0] for read in river)}
+
+
 def shuttle(column: int) -> dict[str, Any]:
     """River's Shuttle telemetry in file order, unchanged, or with 3 sd added to one column half-way (0 to 8).
 

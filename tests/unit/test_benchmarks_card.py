@@ -157,6 +157,20 @@ def test_a_missing_value_is_missing_and_counted() -> None:
         assert np.array_equal(np.isnan(part[:, ONE]), part[:, -1] == 1)
 
 
+def test_a_season_is_in_half_of_the_features_and_known() -> None:
+    """The baseline has whole seasons, so that the rows after it begin one; the step is on top of it."""
+    stream, unaware = shifts.seasonal(0.0, 3)
+    period, (change,) = shifts.SEASON_ROWS, stream.changes
+    assert change == shifts.SEASONS * period == len(stream.rows) / 2
+    by_phase = stream.rows[:change].reshape(shifts.SEASONS, -1, period // 20, len(SIGNALS)).mean(axis=(0, 2))
+    assert by_phase.std(axis=0) == pytest.approx([0.7] * 8 + [0.05] * 8, abs=0.05)
+    moved = stream.rows[change:].mean(axis=0) - stream.rows[:change].mean(axis=0)
+    assert moved[ONE] == pytest.approx(0.5, abs=0.05)
+    assert stream.baseline.season is not None
+    assert {f"feature:{i}" for i in range(8)} <= set(stream.baseline.season.signals)
+    assert unaware.season is None
+
+
 def test_river_sees_indicators_as_they_are_and_skips_what_is_missing() -> None:
     """A row is counted though it had no value; half of the values bounded like a number would hide the change."""
     rows = np.zeros((4_000, 1), dtype=np.float32)
