@@ -108,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "window": WINDOW,
         "triggers": told.triggers,
         "overtaken": told.overtaken,
+        "held": told.held,
         "calibrations": told.calibrations,
         "released": sum(one.accepted for one in told.retrainings),
         "retrainings": [asdict(one) for one in told.retrainings],

@@ -90,8 +90,9 @@ class Told:
     triggers: int = 0
     #: Calibrations that came into service.
     calibrations: int = 0
-    #: Triggers of a model that was replaced meanwhile, which are let be.
+    #: Triggers of a model that was replaced meanwhile, and of inputs where accuracy holds, which are let be.
     overtaken: int = 0
+    held: int = 0
 
 
 class _Topic:
@@ -220,7 +221,7 @@ class Loop:
         if newest != self._calibration:
             self._calibration, log = newest, self._processes.log_file(RoleProcess("worker"))
             self._told.calibrations += 1
-            self._await(lambda: _in_service(log, str(newest)), "the calibration in service")
+            self._await(lambda: _logged(log, "in service", str(newest)), "the calibration in service")
 
     def _successions(self, first: int, upto: int) -> None:
         """Wait for the retrainer where it has enough labels for the trigger it is at."""
@@ -240,7 +241,17 @@ class Loop:
 
     def _take(self, trigger: RetrainingTrigger, change: int, at: int, upto: int) -> None:
         folder = self._settings.path(self._settings.retraining.exchange) / f"trigger-{trigger.trigger_id}"
-        self._await((folder / "result.json").exists, f"a verdict on {trigger.trigger_id}", RETRAINING_TIMEOUT_S)
+        retrainer, lines = (
+            self._processes.log_file(RoleProcess("retrainer")),
+            ("asks for no training", trigger.trigger_id),
+        )
+        done = (folder / "result.json").exists
+        said = f"a verdict on {trigger.trigger_id}"
+        self._await(lambda: done() or _logged(retrainer, *lines), said, RETRAINING_TIMEOUT_S)
+        if not done():
+            self._told.held += 1
+            self._say(f"row {upto:,}: accuracy holds since row {change:,}")
+            return
         result = json.loads((folder / "result.json").read_text("utf-8"))
         accepted = bool(result["report"]["accepted"])
         signals = [evidence.signal for evidence in trigger.signals]
@@ -250,7 +261,7 @@ class Loop:
         if accepted:
             self._champion = str(result["report"]["challenger_version"])
             log = self._processes.log_file(RoleProcess("worker"))
-            self._await(lambda: _in_service(log, str(self._champion)), "the successor in service")
+            self._await(lambda: _logged(log, "in service", str(self._champion)), "the successor in service")
 
     def _await(self, done: Callable[[], bool], what: str, patience_s: float = DAY_TIMEOUT_S) -> None:
         give_up = time.monotonic() + patience_s
@@ -285,6 +296,7 @@ class Loop:
         return events, [*labels]
 
 
-def _in_service(log: Path, version: str) -> bool:
+def _logged(log: Path, *texts: str) -> bool:
+    """Whether one line has them all."""
     lines = log.read_text("utf-8", "replace").splitlines()
-    return any("in service" in line and version in line for line in lines)
+    return any(all(text in line for text in texts) for line in lines)

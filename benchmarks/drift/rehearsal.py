@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,13 +23,16 @@ from pipeline.cli.context import quiet_logs
 from pipeline.cli.retrain_data import Request
 from pipeline.cli.retrain_job import retrain
 from pipeline.drift import SignalSummariser
-from pipeline.drift.errors import WRONG, ErrorWatch
+from pipeline.drift.errors import RECENT_OUTCOMES, WRONG, ErrorWatch
 from pipeline.errors import DataError
+from pipeline.measures import Scored
 from pipeline.models.bundle import Bundle
 from pipeline.models.calibrations import parameters_of
+from pipeline.records import RetrainingTrigger
 from pipeline.retraining.window import Wanted
 from pipeline.settings import Settings
 from pipeline.topology.monitor import make_monitor
+from pipeline.topology.virtual import judged
 
 
 class _InService:
@@ -55,16 +59,19 @@ def rehearse(settings: Settings, seed: int) -> Rehearsed:
     """The loop over all rows that the first model did not see."""
     log, first, n = market.MemoryLog(settings), market.first_rows(), market.rows().num_rows
     now = _InService(settings, log, policies.first_model(settings), first)
-    done, waiting, calibrating = Rehearsed(now.predicted.copy()), list[int](), policies.Calibrating(settings)
+    done, waiting, calibrating = Rehearsed(now.predicted.copy()), list[_Change](), policies.Calibrating(settings)
     needed = math.ceil(settings.gate.rows_min / settings.retraining.newest_share)
     for start in range(first, n, DELAY):
         log.now = end = min(start + DELAY, n)
         done.predicted[start:end] = calibrating.applied(now.predicted[start:end])
         waiting += _changes(now, done.predicted, start, end)
         calibrating.look(now.predicted, now.since_row, end - DELAY)
-        while waiting and end - DELAY - max((waiting[0] - START_MS) // STEP_MS, first) >= needed:
+        while waiting and end - DELAY - max((waiting[0].time_ms - START_MS) // STEP_MS, first) >= needed:
+            change = waiting.pop(0)
+            if _holds(settings, now, done.predicted, change.trigger, end - DELAY, needed):
+                continue
             calibration = parameters_of(calibrating.current) if calibrating.current else None
-            wanted = Wanted(from_ms=waiting.pop(0))
+            wanted = Wanted(from_ms=change.time_ms)
             request = Request(wanted, "", seed, "", needed, judge=True, calibration=calibration)
             try:
                 made = retrain(settings, now.bundle, request, policies.silent, 0, log)
@@ -77,18 +84,36 @@ def rehearse(settings: Settings, seed: int) -> Rehearsed:
     return done
 
 
-def _changes(now: _InService, predicted: Numbers, start: int, end: int) -> list[int]:
-    """Times of changes that a day of events, and the labels of the day before, have shown."""
+class _Change(NamedTuple):
+    """When something changed, and the trigger of inputs that says so; None where errors do."""
+
+    time_ms: int
+    trigger: RetrainingTrigger | None
+
+
+def _holds(
+    settings: Settings, now: _InService, predicted: Numbers, trigger: RetrainingTrigger | None, end: int, needed: int
+) -> bool:
+    """Whether the labels of rows before `end` show that the model errs no more than before."""
+    if trigger is None:
+        return False
+    rows = np.arange(max(now.since_row, end - RECENT_OUTCOMES), end)
+    found = Scored(predicted[rows, None], market.truth()[rows].astype(np.int64), START_MS + rows * STEP_MS)
+    return judged(found, policies.OUTPUT, trigger, needed, settings.drift.window_events) is not None
+
+
+def _changes(now: _InService, predicted: Numbers, start: int, end: int) -> list[_Change]:
+    """Changes that a day of events, and the labels of the day before, have shown."""
     rows = np.arange(start, end)
     now.summariser.add("events", 0, rows, START_MS + rows * STEP_MS, now.signals[start:end])
     triggers = [now.monitor.take(summary) for summary in now.summariser.drain()]
-    found = [trigger.change_event_time_ms for trigger in triggers if trigger is not None]
+    found = [_Change(trigger.change_event_time_ms, trigger) for trigger in triggers if trigger is not None]
     if start - DELAY >= now.since_row:
         rows = np.arange(start - DELAY, end - DELAY)
         wrong = ((predicted[rows] >= 0.5) != market.truth()[rows]).astype(np.float32)
         change = now.errors.take("outcomes", 0, rows, START_MS + rows * STEP_MS, wrong)
         if change is not None and change.rose:
-            found.append(change.change_event_time_ms)
+            found.append(_Change(change.change_event_time_ms, None))
     return found
 
 

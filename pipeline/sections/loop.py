@@ -104,6 +104,11 @@ class RetrainingSettings(Section):
         ge=0,
         description="Train without a trigger, too, so long after the last training or release; 0: only by triggers",
     )
+    where_accuracy_holds: Literal["skip", "train"] = Field(
+        "skip",
+        description="What a trigger of moved inputs leads to where the labels since show that the model errs no more "
+        "than before",
+    )
     window_rows: int = Field(
         20_000, ge=100, le=10_000_000, description="Newest labelled events to train on, unless told otherwise"
     )

@@ -42,21 +42,29 @@ LOOK_S = 1.0
 
 
 def newest_outcomes(
-    settings: Settings, options: ClientOptions, admin: Admin, identity: ModelIdentity, output: OutputContract, rows: int
+    settings: Settings,
+    options: ClientOptions,
+    admin: Admin,
+    identity: ModelIdentity,
+    output: OutputContract,
+    rows: int,
+    *,
+    published: bool = False,
+    looked_at_max: int = LOOKED_AT_MAX,
 ) -> Scored:
-    """The newest outcomes of a version in order of event time, outputs as the model itself gave them.
+    """The newest outcomes of a version in order of event time, outputs as the model itself gave them, or as published.
 
     Read further back until they are `rows`, or all that are looked at. Raises DataError if there are none,
     UnreachableError for an absent broker.
     """
     topic, back = settings.topic("outcomes"), rows
     while True:
-        back = min(back, LOOKED_AT_MAX)
+        back = min(back, looked_at_max)
         marks = topics.watermarks(admin, topic)
         at = {tp.partition: Span(max(first, end - back), end) for tp, (first, end) in marks.items()}
-        found = joined(list(_outcomes(settings, options, at, identity, output)), output)
+        found = joined(list(_outcomes(settings, options, at, identity, output, published=published)), output)
         everything = all(at[tp.partition].start == first for tp, (first, _) in marks.items())
-        if len(found) >= rows or back == LOOKED_AT_MAX or everything:
+        if len(found) >= rows or back == looked_at_max or everything:
             break
         back *= 4  # other versions have outcomes there, transactions take offsets
     if not len(found):
@@ -71,6 +79,8 @@ def _outcomes(
     at: Mapping[int, Span],
     identity: ModelIdentity,
     output: OutputContract,
+    *,
+    published: bool,
 ) -> Iterator[Outcomes]:
     """Outcomes of one version, whatever slot it was in."""
     topic, group = settings.topic("outcomes"), settings.group("calibrate")
@@ -81,7 +91,8 @@ def _outcomes(
             pc.equal(columns.column("model_id"), identity.model_id),
             pc.equal(columns.column("model_version"), identity.model_version),
         )
-        yield outcomes_of(_uncalibrated(columns.filter(wanted)), output)
+        columns = columns.filter(wanted)
+        yield outcomes_of(columns if published else _uncalibrated(columns), output)
 
 
 def _uncalibrated(columns: pa.RecordBatch) -> pa.RecordBatch:

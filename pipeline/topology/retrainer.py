@@ -41,7 +41,7 @@ async def build_retrainer(role: Role) -> None:
     report_id = await once_reachable("waiting for the registry", lambda: registry.register(f"{topic}-value", schema))
     options = ClientOptions.from_settings(settings)
     released = release_log(settings, options)
-    succession = Succession(settings, released, role.flags, role.metrics.loop)
+    succession = Succession(settings, released, options, role.flags, role.metrics.loop)
     role.closers.append(succession.stop.set)
     app = make_app(role)
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import structlog
 
 from pipeline import codec, observe
+from pipeline.bus.clients import ClientOptions
 from pipeline.errors import ContractError, ExhaustedError, PipelineError, UnreachableError
 from pipeline.models import bundle as bundles
 from pipeline.models import fetching, releases
@@ -31,6 +32,7 @@ from pipeline.records import RetrainingTrigger
 from pipeline.retraining import executor
 from pipeline.settings import Settings
 from pipeline.topology.releases import released_bundle
+from pipeline.topology.virtual import of_inputs, where_accuracy_holds
 
 log = structlog.get_logger(__name__)
 
@@ -80,10 +82,16 @@ class Succession:
     """Carries out what is asked for, one at a time; `stop` ends the one in work, and all that would come."""
 
     def __init__(
-        self, settings: Settings, released: ReleaseLog, flags: Sequence[str], series: observe.LoopSeries
+        self,
+        settings: Settings,
+        released: ReleaseLog,
+        options: ClientOptions,
+        flags: Sequence[str],
+        series: observe.LoopSeries,
     ) -> None:
         """flags: the global ones of this process, for the one that trains."""
-        self._settings, self._releases, self._flags, self._series = settings, released, flags, series
+        self._settings, self._releases, self._options, self._flags = settings, released, options, flags
+        self._series = series
         self._schema = codec.event_schema(settings)
         self.stop = threading.Event()
         #: Held by whoever asks for trainings, until it has what it asked for.
@@ -123,7 +131,19 @@ class Succession:
             if (by := answered_by(self.exchange, trigger)) is not None:
                 log.info("trigger was answered by a training since", trigger_id=trigger.trigger_id, answered_by=by)
                 return None
+            if (says := self._holds(trigger, champion)) is not None:
+                log.info("trigger asks for no training", trigger_id=trigger.trigger_id, says=says)
+                return None
         return self.carry_out(asked, champion)
+
+    def _holds(self, trigger: RetrainingTrigger, champion: ModelRelease) -> str | None:
+        """That accuracy holds since the trigger's change, if it does and that is a reason. Raises UnreachableError."""
+        settings = self._settings
+        if settings.retraining.where_accuracy_holds == "train" or not of_inputs(trigger):
+            return None
+        bundle = released_bundle(settings, champion, self._schema)
+        output = bundle.contract.output
+        return where_accuracy_holds(settings, self._options, trigger, bundle.identity, output, rows_min(settings))
 
     # -- steps -----------------------------------------------------------------------------------
 

@@ -97,6 +97,22 @@ def test_a_trigger_of_a_model_that_was_replaced_is_let_be(market: Market) -> Non
     assert reports(market) == []
 
 
+def test_a_trigger_of_inputs_where_accuracy_holds_is_let_be(market: Market) -> None:
+    """By 2,000 labels since; one that errors have raised is answered, whatever the labels say."""
+    parent = bundles.read(market.settings.path(market.settings.model.bundle))
+    market.send_outcomes(np.arange(ROWS), model_version=parent.model_version)
+    changed_ms = START_MS + (ROWS - 2_000) * STEP_MS
+    market.send_trigger("t6", [], changed_ms, parent.model_version, ["feature:demand"])
+    market.send_trigger("t7", [], changed_ms, parent.model_version, ["error:wrong", "feature:demand"])
+    process = market.start("run", "retrainer", sets=SETS)
+    eventually(lambda: len(reports(market)) == 1, "the report")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE_S) == 0, market.log()[-3000:]
+    assert [report["trigger_id"] for report in reports(market)] == ["t7"]
+    assert "inputs moved, accuracy holds (errors 5" in market.log()
+    assert "2,000 labels" in market.log()
+
+
 def test_a_second_trigger_of_one_drift_makes_no_second_challenger(market: Market) -> None:
     """Both came before the first was answered, and the champion stays, as a person is to decide: one report."""
     parent = bundles.read(market.settings.path(market.settings.model.bundle))

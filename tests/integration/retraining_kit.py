@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 from pipeline import codec, drift
 from pipeline.cli.context import quiet_logs
 from pipeline.cli.events import EventEncoder
-from pipeline.records import OffsetRange, RetrainingTrigger
+from pipeline.records import OffsetRange, RetrainingTrigger, SignalEvidence
 from pipeline.settings import Settings, load
 
 ROWS, CHANGE, PARTITIONS = 6000, 2000, 2
@@ -197,15 +198,20 @@ class Market:
         return [found[n] for n in range(len(values))]
 
     def send_trigger(
-        self, trigger_id: str, window: list[tuple[int, int, int]], change_ms: int, model_version: str = "1"
+        self,
+        trigger_id: str,
+        window: list[tuple[int, int, int]],
+        change_ms: int,
+        model_version: str = "1",
+        moved: Sequence[str] = (),
     ) -> None:
-        """A trigger that suggests to train on these (partition, first offset, last offset)."""
+        """A trigger that suggests to train on these (partition, first offset, last offset); moved: names of signals."""
         trigger = RetrainingTrigger(
             trigger_id=trigger_id,
             pipeline=self.name,
             model_id=self.name,
             model_version=model_version,
-            signals=[],
+            signals=[SignalEvidence(name, "adwin", 0.0, 1.0, 1000, 1000, 0.5, 0.3) for name in moved],
             change_event_time_ms=change_ms,
             change_events_ago=100,
             evidence=[],

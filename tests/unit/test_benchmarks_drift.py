@@ -117,6 +117,7 @@ def _found(often: float = 0.8) -> dict[str, object]:
         "window": 2_000,
         "triggers": 3,
         "overtaken": 1,
+        "held": 2,
         "calibrations": 7,
         "released": 1,
         "retrainings": done,

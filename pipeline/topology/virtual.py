@@ -1,0 +1,62 @@
+"""Virtual drift: inputs moved, and by the labels since the model errs no more than before: nothing is to be learnt."""
+
+import numpy as np
+
+from pipeline.bus.clients import ClientOptions, make_admin
+from pipeline.drift.errors import ABSOLUTE, RECENT_OUTCOMES, WRONG, ErrorWatch
+from pipeline.drift.verdict import verdict
+from pipeline.errors import DataError
+from pipeline.measures.scored import Scored, predicted
+from pipeline.records import Floats, ModelIdentity, OutputContract, RetrainingTrigger
+from pipeline.settings import Settings
+from pipeline.topology.calibrations import newest_outcomes
+
+#: Outcomes of each partition that are looked at, at most, for those of the version: a fifth of a second.
+LOOKED_AT_MAX = 10 * RECENT_OUTCOMES
+
+
+def of_inputs(trigger: RetrainingTrigger) -> bool:
+    """Whether moved inputs, and not risen errors, raised it."""
+    return bool(trigger.signals) and not any(s.signal.startswith("error:") for s in trigger.signals)
+
+
+def where_accuracy_holds(
+    settings: Settings,
+    options: ClientOptions,
+    trigger: RetrainingTrigger,
+    identity: ModelIdentity,
+    output: OutputContract,
+    labels_min: int,
+) -> str | None:
+    """In one line, that accuracy holds; None where it does not, or where fewer labels than that came since the change.
+
+    Judged by the newest RECENT_OUTCOMES outcomes of the version as they were published, as `quality` judges a change of
+    its own. trigger: of inputs. Raises UnreachableError.
+    """
+    asked = (settings, options, make_admin(options), identity, output, RECENT_OUTCOMES)
+    try:
+        found = newest_outcomes(*asked, published=True, looked_at_max=LOOKED_AT_MAX)
+    except DataError:
+        return None
+    return judged(found, output, trigger, labels_min, settings.drift.window_events)
+
+
+def judged(
+    found: Scored, output: OutputContract, trigger: RetrainingTrigger, labels_min: int, window_events: int
+) -> str | None:
+    """The same of outcomes at hand, n in order of event time."""
+    regression = output.kind == "regression"
+    watch = ErrorWatch(ModelIdentity("", trigger.model_version), ABSOLUTE if regression else WRONG)
+    watch.take("outcomes", 0, np.arange(len(found)), found.times_ms, _errors(found, regression=regression))
+    around = watch.around(trigger.change_event_time_ms)
+    if around is None or around.after_count < labels_min:
+        return None
+    told = verdict(trigger.signals, None, around, trigger.change_events_ago, window_events)
+    return told.advice if told.kind == "virtual" else None
+
+
+def _errors(found: Scored, *, regression: bool) -> Floats:
+    """(n,) float32 as drift/errors.py has them."""
+    wrong = np.abs(found.truth - found.outputs[:, 0]) if regression else predicted(found.outputs) != found.truth
+    errors: Floats = wrong.astype(np.float32)
+    return errors
