@@ -222,8 +222,8 @@ def _virtual(tasks: dict[str, list[Found]]) -> Row:
     delay = median([delay for r in results for delay in r["delays"]])
     why = (
         f"The trigger comes a median of {delay:,.0f} rows after the drift, before labels can tell real from virtual "
-        f"(verdicts then: {told}), and the retrainer trains on every trigger whatever its severity. The gate "
-        f"keeps a successor out that is no better: of {trained} it accepted {released}."
+        f"(verdicts then: {told}); the retrainer asks again once it has as many as it trains on, and of {triggers} triggers "
+        f"{trained} were not seen to be virtual then. The gate accepted {released} of what came of these."
     )
     name = "virtual drift only: retrainings"
     return Row(name, figure, f"one per trigger: {triggers}", "0", trained == 0, "" if trained == 0 else why)

@@ -27,6 +27,7 @@ from pipeline.retraining.calibrating import calibrate
 from pipeline.retraining.window import Wanted
 from pipeline.settings import Settings
 from pipeline.topology.monitor import make_monitor
+from pipeline.topology.virtual import judged
 
 #: Rows of one commit.
 STEP_ROWS = 100
@@ -49,7 +50,7 @@ def virtual(seed: int) -> dict[str, Any]:
     """Two features move by a standard deviation against each other: their sum, and so the labels' law, stays.
 
     The monitor's triggers; what the verdict is of each, when it comes and with LABELS_ENOUGH labels since the change;
-    and what comes of it in the retrainer, which trains on every trigger whatever its severity.
+    and what comes of it in the retrainer, once it has as many labels as training needs.
     """
     quiet_logs()
     moved = np.array([1.0, -1.0, 0.0, 0.0, 0.0, 0.0])
@@ -64,6 +65,10 @@ def virtual(seed: int) -> dict[str, Any]:
         for read, trigger in triggers:
             rows_min = math.ceil(settings.gate.rows_min / settings.retraining.newest_share)
             log.now = max(read, _row(trigger.change_event_time_ms) + rows_min + DELAY)
+            known = np.arange(FIRST, log.now - DELAY)
+            found = Scored(outputs[known, None], made.truth[known].astype(np.int64), START_MS + known * STEP_MS)
+            if judged(found, policies.OUTPUT, trigger, rows_min, settings.drift.window_events) is not None:
+                continue
             request = Request(Wanted(from_ms=trigger.change_event_time_ms), "since", seed, "", rows_min, judge=True)
             trained.append(_accepted(_retrained(settings, bundle, request, log)))
     return {

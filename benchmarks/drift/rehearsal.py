@@ -23,7 +23,7 @@ from pipeline.cli.context import quiet_logs
 from pipeline.cli.retrain_data import Request
 from pipeline.cli.retrain_job import retrain
 from pipeline.drift import SignalSummariser
-from pipeline.drift.errors import RECENT_OUTCOMES, WRONG, ErrorWatch
+from pipeline.drift.errors import WRONG, ErrorWatch
 from pipeline.errors import DataError
 from pipeline.measures import Scored
 from pipeline.models.bundle import Bundle
@@ -97,7 +97,7 @@ def _holds(
     """Whether the labels of rows before `end` show that the model errs no more than before."""
     if trigger is None:
         return False
-    rows = np.arange(max(now.since_row, end - RECENT_OUTCOMES), end)
+    rows = np.arange(max(now.since_row, end - settings.retraining.window_rows), end)
     found = Scored(predicted[rows, None], market.truth()[rows].astype(np.int64), START_MS + rows * STEP_MS)
     return judged(found, policies.OUTPUT, trigger, needed, settings.drift.window_events) is not None
 

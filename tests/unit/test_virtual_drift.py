@@ -34,8 +34,18 @@ def told(found: Scored, output: OutputContract = TWO, labels_min: int = 1_000, *
 
 def test_accuracy_that_holds_is_said_with_its_figures() -> None:
     """Errors of before and since, and by how many labels."""
-    assert told(outcomes(0.1, 0.1)).startswith("inputs moved, accuracy holds (errors 10")
+    assert told(outcomes(0.1, 0.1)).startswith("inputs moved, accuracy holds (errors 11.1% before, 9.6% since")
     assert "1,500 labels" in told(outcomes(0.1, 0.1))
+
+
+def test_many_labels_since_a_change_long_ago_are_as_good() -> None:
+    """Of before and since as many are compared, however many there are."""
+    found = outcomes(0.1, 0.1)
+    since = Scored(
+        *(np.concatenate([a, a[-1500:], a[-1500:], a[-1500:]]) for a in (found.outputs, found.truth)),
+        np.arange(ROWS + 4_500) * 1000,
+    )
+    assert "2,048 labels" in told(since, TWO, 5_000)
 
 
 def test_errors_that_rose_are_a_reason_to_train() -> None:
@@ -47,7 +57,7 @@ def test_errors_that_rose_are_a_reason_to_train() -> None:
 def test_too_few_labels_are_waited_for() -> None:
     """As many as training needs; and a version that has not had enough to know how it erred at first."""
     assert told(outcomes(0.1, 0.1), labels_min=1_501) is None
-    assert told(outcomes(0.1, 0.1).take(slice(2_001, ROWS))) is None
+    assert told(outcomes(0.1, 0.1).take(slice(2_101, ROWS))) is None
 
 
 def test_a_missing_feature_is_no_virtual_drift() -> None:
