@@ -222,7 +222,7 @@ def _virtual(tasks: dict[str, list[Found]]) -> Row:
     delay = median([delay for r in results for delay in r["delays"]])
     why = (
         f"The trigger comes a median of {delay:,.0f} rows after the drift, before labels can tell real from virtual "
-        f"(verdicts then: {told}); the retrainer asks again once it has as many as it trains on, and of {triggers} triggers "
+        f"(verdicts then: {told}). The retrainer asks again with as many as it trains on; of {triggers} triggers "
         f"{trained} were not seen to be virtual then. The gate accepted {released} of what came of these."
     )
     name = "virtual drift only: retrainings"
