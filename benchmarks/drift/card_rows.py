@@ -275,7 +275,7 @@ def _elec2(found: Found) -> Iterator[Row]:
         f"periodic {ours:.4f}",
         f"≥ {POINTS_MIN * 100:+.0f} points",
         points >= POINTS_MIN,
-        "" if points >= POINTS_MIN else f"The difference is within luck: {luck}.",
+        "" if points >= POINTS_MIN else f"Periodic retraining is not calibrated; of the loop, {luck}.",
     )
     yield Row(
         "Elec2: calibration error (ECE) of the loop",
