@@ -22,7 +22,7 @@ def test_blocks_do_not_depend_on_portions(seed: int, portions: list[int]) -> Non
     for part in np.split(values, np.cumsum(portions)[:-1]) if portions else []:
         found.add(part)
     length = found.length
-    assert length == max(1, 2 ** math.ceil(math.log2(len(values) / BLOCKS_MAX)) if len(values) else 1)
+    assert length == next(2**n for n in range(13) if len(values) // 2**n <= BLOCKS_MAX)
     whole = values[: len(found)].reshape(-1, length).mean(axis=1)
     assert found.means == pytest.approx(whole)
     assert len(values) - len(found) < length
