@@ -1,5 +1,6 @@
 """`pipeline calibrate` on a real Kafka: probabilities are mended while events flow, each event once."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -219,13 +220,14 @@ def test_the_retrainer_calibrates_by_itself(kafka: str, tmp_path: Path, unique: 
         assert (now.calibration_id, now.reason) == (calibration_id, "after 4,000 outcomes")
         assert now.calibrated_by.endswith("-retrainer")
 
-        retrainer.kill()
+        retrainer.signal(signal.SIGKILL)
         again = pipeline.start("run", "retrainer")
         again.await_log('"running"')
         load.labels(range(first, first + 1_000))
         load.await_outcomes(LABELLED + 1_000)
         assert again.terminate() == 0, again.log()[-3000:]
-        assert "calibrat" not in again.log()
+        for event in ("calibrated", "calibration refused", "not calibrated"):
+            assert f'"event": "{event}"' not in again.log()
         assert worker.terminate() == 0, worker.log()[-3000:]
 
 
