@@ -15,6 +15,8 @@ from pipeline.records import RecordBatch
 #: Messages taken at once, and how late a reader notices that it should stop.
 READ_MAX = 500
 READ_WAIT_S = 0.1
+#: A topic that brings nothing for this long, although there is more of it, is given up.
+SILENCE_S = 30.0
 
 
 class Span(NamedTuple):
@@ -92,14 +94,14 @@ def read_to_ends(options: ClientOptions, group: str, topic: str, stop: threading
         _close(consumer)
 
 
-def unless_silent(batches: Iterator[list[Message]], topic: str, silence_s: float) -> Iterator[list[Message]]:
-    """The same, until nothing has come for `silence_s` although there is more. Raises UnreachableError then."""
+def unless_silent(batches: Iterator[list[Message]], topic: str) -> Iterator[list[Message]]:
+    """The same, until nothing has come for SILENCE_S although there is more. Raises UnreachableError then."""
     heard_at = time.monotonic()
     for messages in batches:
         if messages:
             heard_at = time.monotonic()
-        elif time.monotonic() - heard_at > silence_s:
-            raise UnreachableError(f"topic {topic}: nothing has come for {silence_s:.0f} s; is Kafka there?")
+        elif time.monotonic() - heard_at > SILENCE_S:
+            raise UnreachableError(f"topic {topic}: nothing has come for {SILENCE_S:.0f} s; is Kafka there?")
         yield messages
 
 

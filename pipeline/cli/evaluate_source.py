@@ -18,7 +18,6 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 from pipeline import codec
 from pipeline.bus import topics
 from pipeline.bus.reading import Span, read, unless_silent
-from pipeline.cli.context import BROKER_WAIT_S
 from pipeline.cli.events import COLUMN_ATTRIBUTE, EventEncoder, avro_names, to_timestamps
 from pipeline.cli.training import _ordered, fingerprint
 from pipeline.cli.wiring import connect
@@ -32,8 +31,6 @@ from pipeline.settings import Settings
 
 #: Records decoded and scored together: columnar work is at full speed from a few thousand on; 20 ms of it.
 CHUNK_ROWS = 5_000
-#: A topic that brings nothing for this long, although there is more of it, is given up.
-SILENCE_S = 3 * BROKER_WAIT_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +237,7 @@ class TopicSource:
         """See Source. Raises UnreachableError when nothing comes any more."""
         left, waiting = self._rows_max, list[Message]()
         found = read(self._options, self._group, self._topic, self._spans)
-        for batch in unless_silent(found, self._topic, SILENCE_S):
+        for batch in unless_silent(found, self._topic):
             waiting += batch[: left - len(waiting)]
             if len(waiting) >= min(CHUNK_ROWS, left):
                 left -= len(waiting)

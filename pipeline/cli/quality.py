@@ -17,7 +17,7 @@ from pipeline.bus.clients import ClientOptions
 from pipeline.bus.reading import Span, by_partition, read, unless_silent
 from pipeline.cli import quality_view, render
 from pipeline.cli.context import say, settings_of
-from pipeline.cli.evaluate_source import SILENCE_S, Bound, Range, spans
+from pipeline.cli.evaluate_source import Bound, Range, spans
 from pipeline.cli.wiring import connect
 from pipeline.measures.estimate import Estimator
 from pipeline.measures.metrics import is_probability
@@ -116,7 +116,7 @@ class Source(NamedTuple):
     def batches(self) -> Iterator[RecordBatch]:
         """All of it. Raises UnreachableError when nothing comes any more."""
         found = read(self.options, f"{self.settings.name}-quality", self.topic, self.spans)
-        for messages in unless_silent(found, self.topic, SILENCE_S):
+        for messages in unless_silent(found, self.topic):
             yield from by_partition(self.topic, messages)
 
     def decoder(self, schema: str) -> codec.ColumnarDecoder:

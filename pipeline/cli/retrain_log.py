@@ -11,7 +11,7 @@ from confluent_kafka import Message
 from pipeline import codec
 from pipeline.bus import topics
 from pipeline.bus.reading import Span, read, unless_silent
-from pipeline.cli.evaluate_source import CHUNK_ROWS, SILENCE_S, Bound, Range, spans
+from pipeline.cli.evaluate_source import CHUNK_ROWS, Bound, Range, spans
 from pipeline.cli.wiring import connect
 from pipeline.errors import DataError
 from pipeline.records import Longs, OffsetRange
@@ -202,7 +202,7 @@ class Log:
         size = sum((span.end or span.start) - span.start for span in at.values())
         done, waiting = 0, list[Message]()
         found = read(self._options, self._group, topic, at, auto_offset_reset="earliest")
-        for batch in unless_silent(found, topic, SILENCE_S):
+        for batch in unless_silent(found, topic):
             waiting += batch
             if len(waiting) >= CHUNK_ROWS:
                 done += len(waiting)

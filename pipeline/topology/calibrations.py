@@ -35,8 +35,6 @@ log = structlog.get_logger(__name__)
 
 #: Outcomes of each partition that are looked at, at most, for those of one version: at 200,000/s some seconds.
 LOOKED_AT_MAX = 1_000_000
-#: A topic that brings nothing for so long, although there is more of it, is given up.
-SILENCE_S = 30.0
 #: Between two looks at how many outcomes have come: two requests to the broker.
 LOOK_S = 1.0
 
@@ -85,7 +83,7 @@ def _outcomes(
     """Outcomes of one version, whatever slot it was in."""
     topic, group = settings.topic("outcomes"), settings.group("calibrate")
     decoder = codec.ColumnarDecoder(codec.registry_of(settings), codec.load_schema("outcome"))
-    for messages in unless_silent(read(options, group, topic, at), topic, SILENCE_S):
+    for messages in unless_silent(read(options, group, topic, at), topic):
         columns = decoder.decode([message.value() for message in messages]).columns
         wanted = pc.and_(
             pc.equal(columns.column("model_id"), identity.model_id),
