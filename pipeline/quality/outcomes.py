@@ -1,5 +1,6 @@
 """Records of schemas/outcome.avsc, decoded -> rows with their truth."""
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,13 @@ class Outcomes:
     def by_label_time(self) -> "Outcomes":
         """The rows in the order in which their labels became known."""
         return self.take(np.argsort(self.label_times_ms, kind="stable"))
+
+
+def of_model(columns: pa.RecordBatch, identity: ModelIdentity, *, any_role: bool = False) -> pa.RecordBatch:
+    """The decoded records that are of one model, in one role or in any."""
+    names = ("model_id", "model_version") if any_role else ("model_id", "model_version", "role")
+    same = (pc.equal(columns.column(name), getattr(identity, name)) for name in names)
+    return columns.filter(functools.reduce(pc.and_, same))
 
 
 def joined(parts: Sequence[Outcomes], output: OutputContract) -> Outcomes:

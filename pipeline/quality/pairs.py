@@ -4,10 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.measures.scored import Numbers, Scored
-from pipeline.quality.outcomes import outcomes_of
+from pipeline.quality.outcomes import of_model, outcomes_of
 from pipeline.records import Longs, ModelIdentity, OutputContract
 
 #: An event by one number: its partition, and its offset in the lower bits. 2^40 records are 35 years at 1,000 a second.
@@ -58,10 +57,7 @@ class _Part(NamedTuple):
 
 
 def _part(columns: pa.RecordBatch, side: Side, since_ms: int) -> _Part:
-    mine = np.ones(len(columns), np.bool_)
-    for name in ("model_id", "model_version", "role"):
-        mine &= pc.equal(columns.column(name), getattr(side.identity, name)).to_numpy(zero_copy_only=False)
-    columns = columns.filter(pa.array(mine))
+    columns = of_model(columns, side.identity)
     partitions, offsets = (columns.column(name).to_numpy().astype(np.int64) for name in ("partition", "offset"))
     found = outcomes_of(columns, side.output, offsets=(partitions << OFFSET_BITS) | offsets)
     assert found.offsets is not None

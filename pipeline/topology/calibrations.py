@@ -25,7 +25,7 @@ from pipeline.measures.scored import Scored
 from pipeline.models.calibrations import Calibration, id_of, parameters_of
 from pipeline.models.release_log import ReleaseLog
 from pipeline.models.releases import Decision, ModelRelease
-from pipeline.quality.outcomes import Outcomes, joined, outcomes_of
+from pipeline.quality.outcomes import Outcomes, joined, of_model, outcomes_of
 from pipeline.records import ModelIdentity, OutputContract
 from pipeline.retraining.calibrating import Trial, calibrate
 from pipeline.settings import Settings
@@ -85,11 +85,7 @@ def _outcomes(
     decoder = codec.ColumnarDecoder(codec.registry_of(settings), codec.load_schema("outcome"))
     for messages in unless_silent(read(options, group, topic, at), topic):
         columns = decoder.decode([message.value() for message in messages]).columns
-        wanted = pc.and_(
-            pc.equal(columns.column("model_id"), identity.model_id),
-            pc.equal(columns.column("model_version"), identity.model_version),
-        )
-        columns = columns.filter(wanted)
+        columns = of_model(columns, identity, any_role=True)
         yield outcomes_of(columns if published else _uncalibrated(columns), output)
 
 

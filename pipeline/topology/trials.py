@@ -11,9 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import structlog
 from confluent_kafka import Message
 
@@ -26,7 +24,7 @@ from pipeline.measures.scored import Scored
 from pipeline.models import releases
 from pipeline.models.release_log import ReleaseLog
 from pipeline.models.releases import Change, Decision, ModelRelease, Releases
-from pipeline.quality.outcomes import outcomes_of
+from pipeline.quality.outcomes import of_model, outcomes_of
 from pipeline.records import ModelIdentity, OutputContract
 from pipeline.retraining.trial import HOUR_MS, Trial, Verdict, Watch
 from pipeline.settings import Settings
@@ -56,11 +54,7 @@ class _Arm:
 
     def of(self, columns: pa.RecordBatch) -> Scored:
         """Its outcomes among the decoded ones, in their order; `times_ms` is when they were predicted."""
-        mine = np.ones(len(columns), np.bool_)
-        for name in ("model_id", "model_version", "role"):
-            same = pc.equal(columns.column(name), getattr(self.identity, name))
-            mine &= same.to_numpy(zero_copy_only=False)
-        found = outcomes_of(columns.filter(pa.array(mine)), self.output)
+        found = outcomes_of(of_model(columns, self.identity), self.output)
         made = found.predicted_at_ms
         kept = (made >= self.since_ms) & (made < self.until_ms)
         return Scored(found.outputs[kept], found.truth[kept], made[kept])
