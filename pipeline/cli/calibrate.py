@@ -17,7 +17,8 @@ from pipeline.records import ModelIdentity, OutputContract
 from pipeline.retraining.calibrating import Trial
 from pipeline.retraining.calibrating import calibrate as try_to_calibrate
 from pipeline.settings import Settings
-from pipeline.topology.calibrations import calibration_of, newest_outcomes
+from pipeline.topology.calibrations import calibration_of
+from pipeline.topology.outcomes import newest_outcomes
 from pipeline.topology.releases import released_bundle
 
 #: The measures that are shown, and how a person calls them.

@@ -9,7 +9,7 @@ from pipeline.errors import DataError
 from pipeline.measures.scored import Scored, predicted
 from pipeline.records import Floats, ModelIdentity, OutputContract, RetrainingTrigger
 from pipeline.settings import Settings
-from pipeline.topology.calibrations import newest_outcomes
+from pipeline.topology.outcomes import newest_outcomes
 
 #: Outcomes compared on either side of the change, at most: a rate of 10 % is known to 1.3 points on each.
 COMPARED_MAX = RECENT_OUTCOMES // 2
