@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.measures.scored import predicted
+from pipeline.measures.scored import Numbers, predicted
 from pipeline.quality.outcomes import Outcomes
 from pipeline.records import Floats, Longs, ModelIdentity, OutputContract
 
@@ -12,20 +12,22 @@ from pipeline.records import Floats, Longs, ModelIdentity, OutputContract
 class Errors(NamedTuple):
     """Of one model, in the order of the outcomes."""
 
-    #: (n,) index of the outcome, its event's time in ms, and float32: 1 for a wrong class and 0 for the right one; the
-    #: absolute error of a regression.
+    #: (n,) index of the outcome, its event's time in ms, and what `error_values` makes of it.
     rows: Longs
     event_times_ms: Longs
     values: Floats
 
 
+def error_values(outputs: Numbers, truth: Numbers | Longs, output: OutputContract) -> Floats:
+    """(n,) float32: 1 for a wrong class and 0 for the right one; the absolute error of a regression."""
+    wrong = np.abs(truth - outputs[:, 0]) if output.kind == "regression" else predicted(outputs) != truth
+    errors: Floats = wrong.astype(np.float32)
+    return errors
+
+
 def errors_of(outcomes: Outcomes, output: OutputContract) -> dict[ModelIdentity, Errors]:
     """Errors of the champions among the outcomes: in a moment of change, of two of them."""
-    if output.kind == "regression":
-        errors = np.abs(outcomes.truth - outcomes.outputs[:, 0]).astype(np.float32)
-    else:
-        errors = (predicted(outcomes.outputs) != outcomes.truth).astype(np.float32)
-    found = {}
+    errors, found = error_values(outcomes.outputs, outcomes.truth, output), {}
     for index, identity in enumerate(outcomes.models):
         rows = np.flatnonzero(outcomes.model == index)
         if identity.role == "champion" and len(rows):

@@ -6,8 +6,9 @@ from pipeline.bus.clients import ClientOptions, make_admin
 from pipeline.drift.errors import ABSOLUTE, RECENT_OUTCOMES, WRONG, ErrorWatch
 from pipeline.drift.verdict import verdict
 from pipeline.errors import DataError
-from pipeline.measures.scored import Scored, predicted
-from pipeline.records import Floats, ModelIdentity, OutputContract, RetrainingTrigger
+from pipeline.measures.scored import Scored
+from pipeline.quality.errors import error_values
+from pipeline.records import ModelIdentity, OutputContract, RetrainingTrigger
 from pipeline.settings import Settings
 from pipeline.topology.outcomes import newest_outcomes
 
@@ -47,22 +48,16 @@ def judged(
     found: Scored, output: OutputContract, trigger: RetrainingTrigger, labels_min: int, window_events: int
 ) -> str | None:
     """The same of outcomes at hand, n in order of event time: of the newest before the change, and since."""
-    regression, at = output.kind == "regression", int(np.searchsorted(found.times_ms, trigger.change_event_time_ms))
+    at = int(np.searchsorted(found.times_ms, trigger.change_event_time_ms))
     if len(found) - at < labels_min:
         return None
     newest = np.arange(max(at, len(found) - COMPARED_MAX), len(found))
     found = found.take(np.concatenate([np.arange(max(0, at - COMPARED_MAX), at), newest]))
-    watch = ErrorWatch(ModelIdentity("", trigger.model_version), ABSOLUTE if regression else WRONG)
-    watch.take("outcomes", 0, np.arange(len(found)), found.times_ms, _errors(found, regression=regression))
+    watch = ErrorWatch(ModelIdentity("", trigger.model_version), ABSOLUTE if output.kind == "regression" else WRONG)
+    errors = error_values(found.outputs, found.truth, output)
+    watch.take("outcomes", 0, np.arange(len(found)), found.times_ms, errors)
     around = watch.around(trigger.change_event_time_ms)
     if around is None:
         return None
     told = verdict(trigger.signals, None, around, trigger.change_events_ago, window_events)
     return told.advice if told.kind == "virtual" else None
-
-
-def _errors(found: Scored, *, regression: bool) -> Floats:
-    """(n,) float32 as drift/errors.py has them."""
-    wrong = np.abs(found.truth - found.outputs[:, 0]) if regression else predicted(found.outputs) != found.truth
-    errors: Floats = wrong.astype(np.float32)
-    return errors
