@@ -220,7 +220,11 @@ def ask_committed(consumer: Consumer, group: str, asked: list[_TopicPartition]) 
 
 def lag(admin: Admin, group: str, topic: str) -> dict[TopicPartition, int]:
     """Records of each partition that `group` has not committed yet."""
-    done = committed(admin, group, topic)
-    return {
-        tp: end - min(max(done.get(tp, first), first), end) for tp, (first, end) in watermarks(admin, topic).items()
-    }
+    return behind(committed(admin, group, topic), watermarks(admin, topic))
+
+
+def behind(
+    done: Mapping[TopicPartition, int], marks: Mapping[TopicPartition, tuple[int, int]]
+) -> dict[TopicPartition, int]:
+    """Records of each partition, of those that `marks` says are there, from offset `done` on."""
+    return {tp: end - min(max(done.get(tp, first), first), end) for tp, (first, end) in marks.items()}

@@ -20,7 +20,7 @@ from pipeline.errors import ContractError, DataError, PipelineError, Unreachable
 from pipeline.models.calibrations import Calibration, id_of, parameters_of
 from pipeline.models.release_log import ReleaseLog
 from pipeline.models.releases import Decision, ModelRelease
-from pipeline.records import ModelIdentity, OutputContract
+from pipeline.records import ModelIdentity, OutputContract, TopicPartition
 from pipeline.retraining.calibrating import Trial, calibrate
 from pipeline.settings import Settings
 from pipeline.topology.outcomes import newest_outcomes
@@ -28,7 +28,7 @@ from pipeline.topology.releases import released_bundle
 
 log = structlog.get_logger(__name__)
 
-#: Between two looks at how many outcomes have come: two requests to the broker.
+#: Between two looks at how many outcomes have come: three requests to the broker.
 LOOK_S = 1.0
 
 
@@ -65,6 +65,8 @@ class Calibrations:
         self._settings, self._releases, self._options, self._stop = settings, released, options, stop
         self._schema = codec.event_schema(settings)
         self._topic, self._group = settings.topic("outcomes"), settings.group("calibrate")
+        #: What the group had committed when it was last asked.
+        self._looked_at: Mapping[TopicPartition, int] = {}
         #: The output of the version that was champion last: its bundle is read once.
         self._known: tuple[str, OutputContract] | None = None
 
@@ -73,13 +75,19 @@ class Calibrations:
         admin = make_admin(self._options)
         while not self._stop.wait(LOOK_S):
             try:
-                if (
-                    sum(topics.lag(admin, self._group, self._topic).values())
-                    >= self._settings.calibration.every_outcomes
-                ):
+                if self._is_due(admin):
                     self._try(admin)
             except PipelineError as error:
                 log.warning("calibration has to wait", error=str(error))
+
+    def _is_due(self, admin: Admin) -> bool:
+        """Whether enough outcomes have come since the last look. Raises UnreachableError."""
+        wanted, marks = self._settings.calibration.every_outcomes, topics.watermarks(admin, self._topic)
+        if sum(topics.behind(self._looked_at, marks).values()) < wanted:
+            return False
+        # It takes a consumer to ask, and another retrainer may have looked meanwhile: only where it matters.
+        self._looked_at = topics.committed(admin, self._group, self._topic)
+        return sum(topics.behind(self._looked_at, marks).values()) >= wanted
 
     def _try(self, admin: Admin) -> None:
         """One fit, in service if it helps. Raises UnreachableError."""
