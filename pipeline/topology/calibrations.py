@@ -6,7 +6,6 @@ better than itself.
 """
 
 import threading
-import time
 from collections.abc import Mapping
 
 import structlog
@@ -24,7 +23,7 @@ from pipeline.records import ModelIdentity, OutputContract, TopicPartition
 from pipeline.retraining.calibrating import Trial, calibrate
 from pipeline.settings import Settings
 from pipeline.topology.outcomes import newest_outcomes
-from pipeline.topology.releases import released_bundle
+from pipeline.topology.releases import decided, released_bundle
 
 log = structlog.get_logger(__name__)
 
@@ -102,7 +101,8 @@ class Calibrations:
             scored = newest_outcomes(self._settings, self._options, admin, identity, output, chosen.rows)
             trial = calibrate(scored, output, kind=chosen.kind, judge_by=chosen.judge_by, current=current, alpha=alpha)
             if trial.accepted:
-                made = calibration_of(identity, trial, self._decision())
+                decision = decided(self._settings, "", f"after {chosen.every_outcomes:,} outcomes")
+                made = calibration_of(identity, trial, decision)
                 self._releases.calibrate(identity.model_version, made, now.calibration_id if now else None)
                 told |= {"calibration_id": made.calibration_id, "kind": made.kind}
             log.info("calibrated" if trial.accepted else "calibration refused", says=trial.says, **told)
@@ -117,10 +117,6 @@ class Calibrations:
         bundle = released_bundle(self._settings, release, self._schema)
         self._known = (bundle.model_version, bundle.contract.output)
         return bundle.identity, bundle.contract.output
-
-    def _decision(self) -> Decision:
-        name, every = self._settings.name, self._settings.calibration.every_outcomes
-        return Decision("", name, f"{name}-retrainer", int(time.time() * 1000), f"after {every:,} outcomes")
 
     def _commit(self, ends: Mapping[int, int]) -> None:
         consumer = make_consumer(self._options.for_consumer(self._group), ErrorLog(self._group))

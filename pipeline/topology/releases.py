@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipeline.errors import BundleError, ContractError, PipelineError
 from pipeline.models import bundle as bundles
 from pipeline.models import fetching
 from pipeline.models.release_log import ReleaseLog
-from pipeline.models.releases import ModelRelease, Releases
+from pipeline.models.releases import Decision, ModelRelease, Releases
 from pipeline.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -61,6 +62,12 @@ def released_bundle(settings: Settings, release: ModelRelease | None, schema: st
     if misfits := bundles.check_fits(bundle, schema):
         raise BundleError(f"{path}: does not fit {settings.events.schema_file}: {'; '.join(misfits)}")
     return bundle
+
+
+def decided(settings: Settings, release_id: str, reason: str, report_id: str | None = None) -> Decision:
+    """A decision of the role `retrainer`, here and now."""
+    name = settings.name
+    return Decision(release_id, name, f"{name}-retrainer", int(time.time() * 1000), reason, report_id)
 
 
 def refuse_early(check: Callable[[], object], releases: ReleaseLog) -> None:

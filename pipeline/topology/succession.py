@@ -27,11 +27,11 @@ from pipeline.errors import ContractError, ExhaustedError, PipelineError, Unreac
 from pipeline.models import bundle as bundles
 from pipeline.models import fetching, releases
 from pipeline.models.release_log import ReleaseLog
-from pipeline.models.releases import Change, Decision, ModelRelease, Releases
+from pipeline.models.releases import Change, ModelRelease, Releases
 from pipeline.records import RetrainingTrigger
 from pipeline.retraining import executor
 from pipeline.settings import Settings
-from pipeline.topology.releases import released_bundle
+from pipeline.topology.releases import decided, released_bundle
 from pipeline.topology.virtual import of_inputs, where_accuracy_holds
 
 log = structlog.get_logger(__name__)
@@ -154,7 +154,7 @@ class Succession:
             return found
         bundle = released_bundle(self._settings, None, self._schema)
         model = fetching.publish(bundle, self._settings.releases.store, self._settings.root)
-        decision = self._decision(f"first-{model.manifest_sha256[:16]}", "the model of the settings", None)
+        decision = decided(self._settings, f"first-{model.manifest_sha256[:16]}", "the model of the settings")
 
         def first(state: Releases) -> Change:
             return () if state.champion is not None else releases.release(state, model, decision)
@@ -225,7 +225,8 @@ class Succession:
     def _release(self, bundle: Path, report: dict[str, Any]) -> None:
         """As the gate's settings say, champion or canary; once, whatever happens. Raises UnreachableError."""
         model = fetching.publish(bundles.read(bundle), self._settings.releases.store, self._settings.root)
-        decision = self._decision(f"report-{report['report_id']}", "accepted by the gate", report["report_id"])
+        report_id = report["report_id"]
+        decision = decided(self._settings, f"report-{report_id}", "accepted by the gate", report_id)
 
         def accepted(state: Releases) -> Change:
             if state.champion is None or state.champion.model_version != report["champion_version"]:
@@ -238,10 +239,6 @@ class Succession:
             self._releases.change(decision, accepted)
         except ContractError as error:
             log.warning("challenger not released", version=model.model_version, error=str(error))
-
-    def _decision(self, release_id: str, reason: str, report_id: str | None) -> Decision:
-        name, now_ms = self._settings.name, int(time.time() * 1000)
-        return Decision(release_id, name, f"{name}-retrainer", now_ms, reason, report_id)
 
 
 def rows_min(settings: Settings) -> int:

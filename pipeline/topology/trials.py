@@ -28,7 +28,7 @@ from pipeline.quality.outcomes import of_model, outcomes_of
 from pipeline.records import ModelIdentity, OutputContract
 from pipeline.retraining.trial import HOUR_MS, Trial, Verdict, Watch
 from pipeline.settings import Settings
-from pipeline.topology.releases import released_bundle
+from pipeline.topology.releases import decided, released_bundle
 
 log = structlog.get_logger(__name__)
 
@@ -161,10 +161,7 @@ class Trials:
             self._carry_out(action, reason, case.judged, state)
 
     def _carry_out(self, action: str, reason: str, judged: ModelRelease, state: Releases) -> None:
-        settings, now_ms = self._settings, int(time.time() * 1000)
-        by, release_id = f"{settings.name}-retrainer", f"{action}-{judged.release_id}"
-        decision = Decision(release_id, settings.name, by, now_ms, reason, judged.report_id)
-
+        decision = decided(self._settings, f"{action}-{judged.release_id}", reason, judged.report_id)
         self._releases.change(decision, lambda now: _change(action, now, state, decision))
 
     # -- who is compared -------------------------------------------------------------------------
