@@ -17,7 +17,7 @@ import structlog
 from pipeline.bus.clients import ClientOptions
 from pipeline.bus.journal import Change, Journal, Table
 from pipeline.errors import PipelineError, SchemaError
-from pipeline.models.releases import ModelRelease
+from pipeline.models.releases import ModelRelease, Releases
 from pipeline.settings import Settings
 from pipeline.topology.succession import RESULT, TRY_AGAIN_S, Asked, NotYetError, Succession, rows_min
 
@@ -82,14 +82,14 @@ class Schedule:
         champion = state.champion
         assert champion is not None
         for name in unreported(self._succession.exchange):
-            self._carry_out(name, champion)
+            self._carry_out(name, state)
         since_ms = self._since_ms(champion)
         wait_s = since_ms / 1000 + every_s - time.time()
         if wait_s > 0:
             return min(wait_s, LOOK_AGAIN_S)
         if state.canary is not None and self._settings.trial.enabled:
             return TRY_AGAIN_S  # what becomes of it puts the schedule off, or does not
-        done = self._carry_out(str(since_ms), champion)
+        done = self._carry_out(str(since_ms), state)
         return 0.0 if done else min(FAILED_AGAIN_S, every_s)
 
     def _since_ms(self, champion: ModelRelease) -> int:
@@ -102,12 +102,12 @@ class Schedule:
                 log.warning("not a report: skipped", key=key.decode("utf-8", "replace"), error=str(error))
         return max([champion.released_at_ms, *made])
 
-    def _carry_out(self, name: str, champion: ModelRelease) -> bool:
+    def _carry_out(self, name: str, state: Releases) -> bool:
         """Train, judge, release, report; whether there is a report. Raises as Succession.carry_out and Journal."""
         rows = max(self._settings.retraining.window_rows, rows_min(self._settings))
         told = f"the newest {rows:,}, on schedule every {self._settings.retraining.every_s:g} s"
         asked = Asked("schedule", name, {"last": rows}, told)
-        report = self._succession.carry_out(asked, champion)
+        report = self._succession.carry_out(asked, state)
         if report is None:
             return False
         key, value = report["report_id"].encode(), self._encode(report)

@@ -134,7 +134,7 @@ class Succession:
             if (says := self._holds(trigger, champion)) is not None:
                 log.info("trigger asks for no training", trigger_id=trigger.trigger_id, says=says)
                 return None
-        return self.carry_out(asked, champion)
+        return self.carry_out(asked, state)
 
     def _holds(self, trigger: RetrainingTrigger, champion: ModelRelease) -> str | None:
         """That accuracy holds since the trigger's change, if it does and that is a reason. Raises UnreachableError."""
@@ -170,13 +170,13 @@ class Succession:
         """Whether the training was carried out, and its verdict is there."""
         return (self.exchange / asked.name / RESULT).exists()
 
-    def carry_out(self, asked: Asked, champion: ModelRelease) -> dict[str, Any] | None:
+    def carry_out(self, asked: Asked, state: Releases) -> dict[str, Any] | None:
         """Train and judge, if that was not done; release what was accepted; the report as a row of its schema.
 
         None where training fails, or on a stop. Raises NotYetError for too few labelled events, UnreachableError.
         """
         folder = self.exchange / asked.name
-        if not self.judged(asked) and not self._train(asked, champion, folder):
+        if not self.judged(asked) and not self._train(asked, state, folder):
             return None
         result = json.loads((folder / RESULT).read_text("utf-8"))
         report: dict[str, Any] = result["report"]
@@ -186,12 +186,13 @@ class Succession:
         self._series.retrained(asked.cause, OUTCOMES[report["approval"]])
         return report
 
-    def _train(self, asked: Asked, champion: ModelRelease, folder: Path) -> bool:
+    def _train(self, asked: Asked, state: Releases, folder: Path) -> bool:
         """Bundle and result in `folder`; whether they are there. Raises NotYetError for too few labelled events."""
-        settings = self._settings
+        settings, champion = self._settings, state.champion
+        assert champion is not None
         folder.mkdir(parents=True, exist_ok=True)
         bundles.write(released_bundle(settings, champion, self._schema), folder / "parent.tar", overwrite=True)
-        calibration = self._releases.state().calibrations.get(champion.model_version)
+        calibration = state.calibrations.get(champion.model_version)
         request = {
             **asked.window,
             "told": asked.told,
