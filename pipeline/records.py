@@ -269,6 +269,12 @@ class Baseline:
     #: What is taken out of values before anything else; None where no season is known.
     season: Season | None = None
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of the signals whose values rows have; the joint ones, which follow, are made of these."""
+        together = len(self.joint.features) if self.joint else 0
+        return tuple(signal.name for signal in self.signals[: len(self.signals) - together])
+
 
 @dataclass(frozen=True, slots=True)
 class BatchSummary:

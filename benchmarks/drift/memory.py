@@ -91,13 +91,13 @@ class TableLog(Log):
 
 
 def scored(log: TableLog, bundle: Bundle) -> tuple[Numbers, Floats]:
-    """Of all rows: (n,) probabilities of a model's second class, and (n, signals) what the monitor watches of it."""
+    """Of all rows: (n,) probabilities of a model's second class, and (n, signals) what it is watched by."""
     columns = log.events_table.combine_chunks().to_batches()[0]
     checked = Validator(bundle.contract, id_field="id", time_field=None).validate(
         Decoded(columns, np.arange(columns.num_rows), [])
     )
     rows, outputs = score(loading.load_module(bundle), bundle.contract, checked.inputs)
     labels = prediction_labels(outputs, bundle.contract)
-    matrix = SignalMatrix([s.name for s in bundle.baseline.signals], bundle.contract)
+    matrix = SignalMatrix(bundle.baseline.given, bundle.contract)
     signals = matrix.fill(len(rows), rows, checked.numbers, checked.nulls, rows, outputs, labels)
     return outputs[:, -1].astype(np.float64), signals

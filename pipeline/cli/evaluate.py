@@ -129,10 +129,9 @@ def _warnings(source: Source, bundle: bundles.Bundle, label: str) -> Iterator[st
 
 
 def _scored(source: Source, bundle: bundles.Bundle, settings: Settings, label: str, slices: list[str]) -> Rows:
-    signals = tuple(signal.name for signal in bundle.baseline.signals)
     with reading(source) as on_read:
         (model,) = load_models(settings, bundle)
-        return score_all(source, Scorer(source, model, settings), label, slices, signals, on_read)
+        return score_all(source, Scorer(source, model, settings), label, slices, bundle.baseline.given, on_read)
 
 
 def _measured(

@@ -15,8 +15,8 @@ PSI_ROWS_MIN = 500
 def timeline(signals: Floats, times_ms: Longs, baseline: Baseline, rows: int) -> dict[str, Any]:
     """Every signal against its baseline, over all rows and by windows of `rows`.
 
-    signals: (n, signals) float32, NaN for no value, in order of time; the joint ones are made here, and
-    what is known of seasons taken out. Plain data:
+    signals: (n, signals of `baseline.given`) float32, NaN for no value, in order of time; the joint ones are made here,
+    and what is known of seasons taken out. Plain data:
 
         signals [{signal, baseline_mean, mean, count, psi, psi_by_chance}]
         windows [{first_time_ms, last_time_ms, rows, signals: {signal: {mean, count, psi, psi_by_chance}}}]

@@ -85,12 +85,11 @@ def measure_baseline(
 def as_watched(baseline: Baseline, matrix: Floats, times_ms: Longs) -> Floats:
     """Rows of signals as the monitor sees them: without the season, with the joint signals, (n, signals) float32.
 
-    matrix: the signals in the baseline's order; joint ones may be there, as NaN, or not.
+    matrix: the signals of `baseline.given`, in this order; joint ones may follow, as NaN.
     """
-    given = len(baseline.signals) - (len(baseline.joint.features) if baseline.joint else 0)
-    matrix = matrix[:, :given]
+    matrix = matrix[:, : len(baseline.given)]
     if baseline.season is not None:
-        matrix = Deseasoner(baseline.season, [s.name for s in baseline.signals[:given]]).of(matrix, times_ms)
+        matrix = Deseasoner(baseline.season, baseline.given).of(matrix, times_ms)
     return np.concatenate([matrix, joint_columns(baseline, matrix)], axis=1)
 
 

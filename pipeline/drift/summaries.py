@@ -70,9 +70,9 @@ class SignalSummariser:
     def __init__(self, baseline: Baseline, identity: ModelIdentity) -> None:
         names = [s.name for s in baseline.signals]
         joint = baseline.joint
-        given = len(names) - (len(joint.features) if joint else 0)
         #: The columns of the matrix; joint signals, which follow them in the summary, are made here.
-        self.signals: tuple[str, ...] = tuple(names[:given])
+        self.signals: tuple[str, ...] = baseline.given
+        given = len(self.signals)
         self._names = names
         self._identity = identity
         self._block_events = baseline.block_events
