@@ -150,6 +150,17 @@ def check_mended(found: dict[int, dict[str, Any]], first: int, sent: int) -> str
     return str(calibration_id)
 
 
+def check_in_service(pipeline: Pipeline, worker: Process, load: Load) -> tuple[int, Calibration]:
+    """Once the worker has a calibration: what is released, which mends all events from the first one returned on."""
+    worker.await_log('"calibration"')
+    first = load.sent
+    load.events(2_500)
+    pipeline.await_committed(load.sent)
+    now = open_releases(load_settings(pipeline)).state().calibrations[VERSION]
+    assert now.calibration_id == check_mended(predictions(pipeline), first, load.sent)
+    return first, now
+
+
 def test_an_overconfident_model_is_calibrated_while_events_flow(pipeline: Pipeline) -> None:
     """From outcomes to the workers; fitted again on what it made of them it is refused; withdrawn, it is gone."""
     worker, _labels = pipeline.start("run", "worker"), pipeline.start("run", "labels")
@@ -165,24 +176,18 @@ def test_an_overconfident_model_is_calibrated_while_events_flow(pipeline: Pipeli
     load.events_while(told := pipeline.start("calibrate", "--reason", "too sure"))
     for text in ("accepted: all 3 checks passed", "0.00% of the rows are decided for another class", "ECE"):
         assert text in told.log()
-    worker.await_log('"calibration"')
-    first = load.sent
-    load.events(2_500)
-    pipeline.await_committed(load.sent)
-
-    calibration_id = check_mended(predictions(pipeline), first, load.sent)
-    now = open_releases(load_settings(pipeline)).state().calibrations[VERSION]
-    assert (now.calibration_id, now.reason) == (calibration_id, "too sure")
+    first, now = check_in_service(pipeline, worker, load)
+    assert now.reason == "too sure"
     assert (now.fitted_rows, now.judged_rows) == (2_800, 1_200)
 
     # What it is fitted on next is what the model says, not what the calibration made of it.
     load.labels(range(first, first + 2_000))
     outcomes = load.await_outcomes(LABELLED + 2_000)
-    assert sum(outcome["calibration_id"] == calibration_id for outcome in outcomes) == 2_000
+    assert sum(outcome["calibration_id"] == now.calibration_id for outcome in outcomes) == 2_000
     again = pipeline.start("calibrate", "--last", "2000")
     assert again.wait() == 1
     pipeline.processes.remove(again)  # it ended as it should
-    assert f"now: temperature {calibration_id}" in again.log()
+    assert f"now: temperature {now.calibration_id}" in again.log()
     temperature = float(again.log().split("temperature ")[-1].split(";")[0])
     assert temperature == pytest.approx(serving_models.TOO_SURE, rel=0.3)
     assert "refused: " in again.log()
@@ -211,13 +216,8 @@ def test_the_retrainer_calibrates_by_itself(kafka: str, tmp_path: Path, unique: 
         load.events(LABELLED)
         load.labels(range(LABELLED))
         retrainer.await_log('"calibrated"')
-        worker.await_log('"calibration"')
-        first = load.sent
-        load.events(2_500)
-        pipeline.await_committed(load.sent)
-        calibration_id = check_mended(predictions(pipeline), first, load.sent)
-        now = open_releases(load_settings(pipeline)).state().calibrations[VERSION]
-        assert (now.calibration_id, now.reason) == (calibration_id, "after 4,000 outcomes")
+        first, now = check_in_service(pipeline, worker, load)
+        assert now.reason == "after 4,000 outcomes"
         assert now.calibrated_by.endswith("-retrainer")
 
         retrainer.signal(signal.SIGKILL)
