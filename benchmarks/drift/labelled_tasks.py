@@ -27,6 +27,7 @@ from pipeline.retraining.calibrating import calibrate
 from pipeline.retraining.window import Wanted
 from pipeline.settings import Settings
 from pipeline.topology.monitor import make_monitor
+from pipeline.topology.succession import rows_min
 from pipeline.topology.virtual import judged
 
 #: Rows of one commit.
@@ -63,13 +64,13 @@ def virtual(seed: int) -> dict[str, Any]:
         triggers, verdicts, rises = _watched(settings, log, bundle, wrong)
         trained = []
         for read, trigger in triggers:
-            rows_min = math.ceil(settings.gate.rows_min / settings.retraining.newest_share)
-            log.now = max(read, _row(trigger.change_event_time_ms) + rows_min + DELAY)
+            needed = rows_min(settings)
+            log.now = max(read, _row(trigger.change_event_time_ms) + needed + DELAY)
             known = np.arange(FIRST, log.now - DELAY)
             found = Scored(outputs[known, None], made.truth[known].astype(np.int64), START_MS + known * STEP_MS)
-            if judged(found, policies.OUTPUT, trigger, rows_min, settings.drift.window_events) is not None:
+            if judged(found, policies.OUTPUT, trigger, needed, settings.drift.window_events) is not None:
                 continue
-            request = Request(Wanted(from_ms=trigger.change_event_time_ms), "since", seed, "", rows_min, judge=True)
+            request = Request(Wanted(from_ms=trigger.change_event_time_ms), "since", seed, "", needed, judge=True)
             trained.append(_accepted(_retrained(settings, bundle, request, log)))
     return {
         "error_before": float(wrong[FIRST:MOVED_AT].mean()),

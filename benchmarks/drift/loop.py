@@ -28,6 +28,7 @@ from pipeline.cli.releasing import open_releases
 from pipeline.cli.wiring import connect, ensure_topics
 from pipeline.records import RetrainingTrigger
 from pipeline.settings import Settings
+from pipeline.topology.succession import rows_min
 
 #: What is not a default, and why.
 SETTINGS = """\
@@ -225,8 +226,7 @@ class Loop:
 
     def _successions(self, first: int, upto: int) -> None:
         """Wait for the retrainer where it has enough labels for the trigger it is at."""
-        gate, retraining = self._settings.gate, self._settings.retraining
-        needed = int(np.ceil(gate.rows_min / retraining.newest_share))
+        needed = rows_min(self._settings)
         while self._pending:
             trigger, at = self._pending[0]
             if self._champion is not None and trigger.model_version != self._champion:

@@ -5,7 +5,6 @@ minute a seed, which is that of the training. Prints, for each seed, what the lo
 """
 
 import argparse
-import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from pipeline.records import RetrainingTrigger
 from pipeline.retraining.window import Wanted
 from pipeline.settings import Settings
 from pipeline.topology.monitor import make_monitor
+from pipeline.topology.succession import rows_min
 from pipeline.topology.virtual import judged
 
 
@@ -60,7 +60,7 @@ def rehearse(settings: Settings, seed: int) -> Rehearsed:
     log, first, n = market.MemoryLog(settings), market.first_rows(), market.rows().num_rows
     now = _InService(settings, log, policies.first_model(settings), first)
     done, waiting, calibrating = Rehearsed(now.predicted.copy()), list[_Change](), policies.Calibrating(settings)
-    needed = math.ceil(settings.gate.rows_min / settings.retraining.newest_share)
+    needed = rows_min(settings)
     for start in range(first, n, DELAY):
         log.now = end = min(start + DELAY, n)
         done.predicted[start:end] = calibrating.applied(now.predicted[start:end])
