@@ -4,7 +4,7 @@ from math import log10
 from typing import Any
 
 from benchmarks.drift.card_rows import OTHER_MAX, STEP_MAX
-from benchmarks.drift.elec2_report import INK
+from benchmarks.drift.elec2_report import INK, percent_lines
 
 #: Okabe and Ito 2008: told apart by the colour-blind, too.
 OURS, RIVER, PERIODIC, TARGET, FEW = "#d55e00", "#56b4e9", "#999999", "#009e73", "#e69f00"
@@ -71,13 +71,9 @@ def _estimate(kinds: dict[str, list[dict[str, Any]]]) -> str:
         return f"{x:.1f},{TOP + (high - value) / max(high - low, 1e-9) * (bottom - TOP):.1f}"
 
     parts = [
-        *_head("Elec2, static model: accuracy in 1,000 rows from each on, and as estimated without labels", height)
+        *_head("Elec2, static model: accuracy in 1,000 rows from each on, and as estimated without labels", height),
+        *percent_lines(lambda value: at(0, value), low, high, WIDTH - RIGHT),
     ]
-    for percent in range(int(low * 10) * 10, int(high * 10) * 10 + 1, 10):
-        if low <= percent / 100 <= high:
-            x, y = at(0, percent / 100).split(",")
-            parts.append(f'<text x="{float(x) - 8:.1f}" y="{float(y) + 4:.1f}" text-anchor="end">{percent} %</text>')
-            parts.append(f'<path d="M{x},{y} H{WIDTH - RIGHT}" stroke="#dddddd"/>')
     for window in range(0, count, 5):
         x = at(window, low).split(",")[0]
         parts.append(f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{window * 1_000:,}</text>')

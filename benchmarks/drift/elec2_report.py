@@ -1,5 +1,6 @@
 """The run on Elec2 as a page and a plot: pure, from elec2.json alone."""
 
+from collections.abc import Callable
 from typing import Any
 
 #: Okabe and Ito 2008: told apart by the colour-blind, too.
@@ -103,12 +104,8 @@ def plot(found: dict[str, Any]) -> str:
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         f'<g font-family="sans-serif" font-size="12" fill="{INK}">',
         f'<text x="{LEFT}" y="24" font-size="14">Accuracy in each 1,000 rows; marks: successors released</text>',
+        *percent_lines(lambda value: at(first, value), low, high, WIDTH - RIGHT),
     ]
-    for percent in range(int(low * 10) * 10, int(high * 10) * 10 + 1, 10):
-        if low <= percent / 100 <= high:
-            x, y = at(first, percent / 100).split(",")
-            parts.append(f'<text x="{float(x) - 8:.1f}" y="{float(y) + 4:.1f}" text-anchor="end">{percent} %</text>')
-            parts.append(f'<path d="M{x},{y} H{WIDTH - RIGHT}" stroke="#dddddd"/>')
     for row in range(-(-first // 5_000) * 5_000, last + 1, 5_000):
         x = at(row, low).split(",")[0]
         parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{row:,}</text>')
@@ -124,6 +121,17 @@ def plot(found: dict[str, Any]) -> str:
         parts.append(f'<path d="M{left},{bottom - 4} h20" stroke="{colour}" stroke-width="{width}"/>')
         parts.append(f'<text x="{left + 26}" y="{bottom}">{name}</text>')
     return "\n".join([*parts, "</g>", "</svg>"]) + "\n"
+
+
+def percent_lines(at: Callable[[float], str], low: float, high: float, right: int) -> list[str]:
+    """A line to `right`, and its name, at each ten percent from low to high. at: "x,y" where a value's line begins."""
+    parts = []
+    for percent in range(int(low * 10) * 10, int(high * 10) * 10 + 1, 10):
+        if low <= percent / 100 <= high:
+            x, y = at(percent / 100).split(",")
+            parts.append(f'<text x="{float(x) - 8:.1f}" y="{float(y) + 4:.1f}" text-anchor="end">{percent} %</text>')
+            parts.append(f'<path d="M{x},{y} H{right}" stroke="#dddddd"/>')
+    return parts
 
 
 def _number(value: float | None) -> str:
