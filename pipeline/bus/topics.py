@@ -23,6 +23,8 @@ COPARTITIONED_ROLES = ("predictions", "labels")
 REQUEST_TIMEOUT_S = 15.0
 #: Between two questions while a leader or coordinator moves: a new one is ready within a second.
 MOVE_PAUSE_S = 0.1
+#: A broker that has not heard of a topic just created, on a loaded cluster of three after 1 s still, does so in this.
+NEW_TOPIC_S = 5.0
 #: For a moment, when a topic or group is new or its broker has gone: ask again.
 _MOVES = frozenset(
     {
@@ -84,6 +86,7 @@ def identity(admin: AdminClient, topic: str) -> str:
 
     Raises ContractError when there is no such topic, UnreachableError when nobody answers.
     """
+    _await_topic(admin, topic)
     try:
         cluster = admin.list_topics(topic, timeout=REQUEST_TIMEOUT_S).cluster_id
         (future,) = admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_TIMEOUT_S).values()
@@ -151,14 +154,21 @@ def problems(settings: Settings, existing: Mapping[str, int]) -> list[str]:
 
 
 def watermarks(admin: AdminClient, topic: str) -> dict[TopicPartition, tuple[int, int]]:
-    """(first offset, end offset) of every partition of `topic`."""
-    count = partition_counts(admin).get(topic)
-    if count is None:
-        raise ContractError(f"topic {topic} does not exist; `pipeline topics create` makes it")
-    tps = [_TopicPartition(topic, p) for p in range(count)]
+    """(first offset, end offset) of every partition of `topic`. Raises ContractError when there is no such topic."""
+    tps = [_TopicPartition(topic, p) for p in range(_await_topic(admin, topic))]
     first = _offsets(admin, tps, OffsetSpec.earliest())
     end = _offsets(admin, tps, OffsetSpec.latest())
     return {tp: (first[tp], end[tp]) for tp in first}
+
+
+def _await_topic(admin: AdminClient, topic: str) -> int:
+    """Number of partitions of a topic, of which the broker that is asked may not have heard yet."""
+    deadline = time.monotonic() + NEW_TOPIC_S
+    while (count := partition_counts(admin).get(topic)) is None:
+        if time.monotonic() >= deadline:
+            raise ContractError(f"topic {topic} does not exist; `pipeline topics create` makes it")
+        time.sleep(MOVE_PAUSE_S)
+    return count
 
 
 def offset_since(admin: AdminClient, tp: TopicPartition, time_ms: int) -> int:
