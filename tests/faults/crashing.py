@@ -121,7 +121,8 @@ SUCCESSIONS: dict[str, Step] = _named(
         "before release": Step("before", f"{SUCCESSION}._release", **ONCE),
         "before the change": Step("before", f"{JOURNAL}.change", f"{SUCCESSION}._release", **ONCE),
         "before the change's commit": Step("before", f"{CLIENT}.commit_transaction", f"{SUCCESSION}._release", **ONCE),
-        "after the change's commit": Step("after", f"{CLIENT}.commit_transaction", f"{SUCCESSION}._release", **ONCE),
+        # Not after `commit_transaction`: the role's own producer commits beside it.
+        "after the change's commit": Step("after", f"{JOURNAL}._write", f"{SUCCESSION}._release", **ONCE),
         "after release": Step("after", f"{SUCCESSION}._release", **ONCE),
         "before the report's commit": Step("before", f"{CLIENT}.commit_transaction", **ONCE),
         "after the report's commit": Step("after", f"{CLIENT}.commit_transaction", **ONCE),
@@ -163,10 +164,6 @@ class Client:
 
     def commit_transaction(self, *arguments: Any) -> None:
         self._producer.commit_transaction(*arguments)
-        self.committed()
-
-    def committed(self) -> None:
-        """A step: what a commit comes to when it ends well."""
 
     def abort_transaction(self, *arguments: Any) -> None:
         self._producer.abort_transaction(*arguments)
@@ -201,8 +198,13 @@ def nothing() -> None:
     """Do nothing."""
 
 
-def wrap(target: str, before: Callable[[], None] = nothing, after: Callable[[], None] = nothing) -> None:
-    """Have `before` and `after` called around the method `target`, "module:Class.method"; after an error too."""
+def wrap(
+    target: str,
+    before: Callable[[], None] = nothing,
+    after: Callable[[], None] = nothing,
+    at_last: Callable[[], None] = nothing,
+) -> None:
+    """Have these called around the method `target`, "module:Class.method": `at_last` after an error too."""
     module, _, path = target.partition(":")
     owner, _, method = path.partition(".")
     holder = getattr(importlib.import_module(module), owner)
@@ -211,16 +213,20 @@ def wrap(target: str, before: Callable[[], None] = nothing, after: Callable[[], 
     async def later(*arguments: Any, **named: Any) -> Any:
         before()
         try:
-            return await original(*arguments, **named)
-        finally:
+            result = await original(*arguments, **named)
             after()
+            return result
+        finally:
+            at_last()
 
     def now(*arguments: Any, **named: Any) -> Any:
         before()
         try:
-            return original(*arguments, **named)
-        finally:
+            result = original(*arguments, **named)
             after()
+            return result
+        finally:
+            at_last()
 
     setattr(holder, method, later if inspect.iscoroutinefunction(original) else now)
 
@@ -253,7 +259,7 @@ def main(name: str, arguments: list[str]) -> Never:
     if step.failing is not None and step.error is not None:
         fail_once(step.failing, step.error)
     if step.within is not None:
-        wrap(step.within, point.enter, point.leave)
+        wrap(step.within, point.enter, at_last=point.leave)
     wrap(step.target, **{step.when: point.reach})
     from pipeline import cli
 

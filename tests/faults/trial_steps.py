@@ -18,8 +18,8 @@ DECIDING: dict[str, Any] = {"within": "pipeline.topology.trials:Trials._carry_ou
 TRIALS: dict[str, Step] = {
     "in a trial, before the change": Step("before", f"{JOURNAL}.change", **DECIDING),
     "in a trial, before the change's commit": Step("before", f"{CLIENT}.commit_transaction", **DECIDING),
-    # Not after `commit_transaction`: a try of it that failed, and is to be repeated, has left nothing behind yet.
-    "in a trial, after the change's commit": Step("after", f"{CLIENT}.committed", **DECIDING),
+    # Not after `commit_transaction`: the role's own producer commits beside it.
+    "in a trial, after the change's commit": Step("after", f"{JOURNAL}._write", **DECIDING),
 }
 
 

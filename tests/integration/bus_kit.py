@@ -19,9 +19,9 @@ APP = Path(__file__).with_name("bus_app.py")
 WAIT_S = 120.0
 
 
-def create(servers: str, name: str, partitions: int = 3, **config: str) -> str:
-    admin = make_admin(ClientOptions(servers))
-    topics.create(admin, [topics.TopicSpec(name, partitions, 1, {k.replace("_", "."): v for k, v in config.items()})])
+def create(servers: str, name: str, partitions: int = 3, copies: int = 1, **config: str) -> str:
+    options = {key.replace("_", "."): value for key, value in config.items()}
+    topics.create(make_admin(ClientOptions(servers)), [topics.TopicSpec(name, partitions, copies, options)])
     return name
 
 

@@ -259,7 +259,7 @@ def test_a_cluster_says_who_is_what() -> None:
     """Coordinators are those that Kafka names or writes to; a controller that is killed has a successor."""
     with EmbeddedCluster(3) as nodes:
         servers = nodes.bootstrap_servers
-        create(servers, "t", 1)
+        create(servers, "t", 1, copies=3)
         produce(servers, "t", 1)
         names = [f"group-{n}" for n in range(4)]
         for name in names:

@@ -142,7 +142,7 @@ def run(
             if "up" in (folder / "worker-1.log").read_text():
                 stop.set()
 
-    with ProcessGroup([], 5.0, folder) as group:
+    with ProcessGroup([], 60.0, folder) as group:
         (folder / "worker-1.log").touch()
         if stop_after is not None:
             threading.Thread(target=watch, daemon=True).start()
