@@ -185,6 +185,7 @@ def main(given: list[str] | None = None) -> int:
     summaries = report.summarise(measurements)
     print("\n" + report.table(summaries, labels))
     results = report.as_json(measurements, about, command)
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
     (arguments.output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     text = report.page(summaries, labels, about, command, arguments.rounds)
     (arguments.output_dir / "RESULTS.md").write_text(text, "utf-8")

@@ -51,12 +51,12 @@ class SignalMatrix:
         outputs: Floats,
         labels: Longs | None,
     ) -> Floats:
-        """Signals of n input records.
+        """Signals of n input records, each signal's values side by side in memory: that is how they are added up.
 
         decoded_rows: input row of each row of `numbers` (d, number features) and `nulls` (d, features).
         scored_rows: input row of each row of `outputs` (m, width) and `labels` (m,) class indices.
         """
-        matrix = np.full((n, self._width), np.nan, dtype=np.float32)
+        matrix = np.full((self._width, n), np.nan, dtype=np.float32).T
         _copy(matrix, decoded_rows, numbers, self._feature_to)
         _copy(matrix, decoded_rows, nulls, self._null_to)
         _copy(matrix, scored_rows, outputs, self._score_to)
@@ -74,6 +74,7 @@ def _copy(matrix: Floats, rows: Longs, values: npt.NDArray[np.generic], pairs: l
         return
     source, target = (np.array(side) for side in zip(*pairs, strict=True))
     if len(rows) == len(matrix):  # the usual case: every record decoded, in order
-        matrix[:, target] = values[:, source]
+        for column, signal in pairs:
+            matrix[:, signal] = values[:, column]
     else:
         matrix[np.ix_(rows, target)] = values[:, source]

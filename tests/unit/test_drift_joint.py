@@ -13,6 +13,7 @@ from pipeline.cli.evaluate_drift import timeline
 from pipeline.drift import SignalSummariser, measure_baseline
 from pipeline.drift.baseline import joint_columns
 from pipeline.drift.joint import FEATURES_MAX, leans_on
+from pipeline.drift.summaries import JOINT_ROWS
 from pipeline.models import bundle as bundles
 from pipeline.models.manifest import Architecture, Manifest, baseline_faults, parse
 from pipeline.records import (
@@ -167,6 +168,35 @@ def test_summaries_do_not_depend_on_batches() -> None:
     np.testing.assert_allclose(whole.means, parts.means, rtol=1e-12)
     assert whole.histograms == [list(s.histogram) for s in baseline.signals]  # of the very rows it was measured on
     np.testing.assert_allclose(whole.sums[WIDTH:], [s.mean * s.count for s in baseline.signals[WIDTH:]], rtol=1e-6)
+
+
+def test_a_fast_stream_has_joint_values_of_every_kth_row() -> None:
+    """k by the rows of the summary before, whatever the batches; each block has its share, and all else every row."""
+    rows = stream(FOUR, FOUR, seed=49)[:20_000]
+    rows[::13, 3] = np.nan
+    baseline = measure_baseline(SIGNALS, rows)
+    columns = joint_columns(baseline, rows)
+    n, every = len(rows), len(rows) // JOINT_ROWS
+    assert every == 4
+    for sizes in ([n], [5_000, 3, 7_001, 7_996]):
+        summariser = SignalSummariser(baseline, IDENTITY)
+        numbers, drained = np.arange(n, dtype=np.int64), []
+        for _ in range(2):
+            start = 0
+            for size in sizes:
+                part = slice(start, start + size)
+                summariser.add("events", 0, numbers[part], numbers[part], rows[part])
+                start += size
+            drained += summariser.drain()
+        whole, some = drained
+        assert whole.counts[:WIDTH] == some.counts[:WIDTH]
+        assert whole.histograms[:WIDTH] == some.histograms[:WIDTH]
+        assert whole.counts[WIDTH:] == [n] * WIDTH
+        assert some.counts[WIDTH:] == [n // every] * WIDTH
+        np.testing.assert_allclose(some.sums[WIDTH:], columns[::every].sum(axis=0, dtype=np.float64), rtol=1e-6)
+        assert [sum(row) for row in some.histograms[WIDTH:]] == [n // every] * WIDTH
+        assert not np.isnan(some.means).any()
+        np.testing.assert_allclose(np.mean(some.means[WIDTH:]), np.mean(whole.means[WIDTH:]), atol=0.02)
 
 
 def test_the_features_that_correlate_most_are_chosen() -> None:
