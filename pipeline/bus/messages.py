@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable
-from operator import methodcaller
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
@@ -19,11 +18,6 @@ DAMAGE_GRACE_S = 5.0
 _DAMAGED = frozenset({KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION})  # noqa: SLF001 (have no public names)
 
 
-#: Called by way of C, which looks for an error that was set and not raised. Bytecode of Python 3.11, once it is
-#: specialised, does not look: the error then comes up anywhere.
-_ask_headers = methodcaller("headers")
-
-
 def headers_of(messages: Iterable[Message]) -> list[Headers]:
     """The headers of each message; None where it has none, and where a name among them is no UTF-8.
 
@@ -31,7 +25,9 @@ def headers_of(messages: Iterable[Message]) -> list[Headers]:
     record is good, and must not end the process that reads it.
     """
     found: list[Headers] = []
-    answers = map(_ask_headers, messages)
+    # Called by `map`, in C, which looks for an error that was set and not raised. Bytecode of Python 3.11, once it is
+    # specialised, does not look: the error then comes up anywhere.
+    answers = map(Message.headers, messages)
     while True:
         try:
             found.extend(answers)  # what came before an error stays in the list

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from itertools import groupby
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
 
@@ -237,34 +238,30 @@ class Poller(threading.Thread):
 
     def _sorted(self, messages: list[Message]) -> tuple[list[RecordBatch], dict[TopicPartition, int]]:
         """Messages as one record batch per topic-partition, in the order they were fetched; and the ends among them."""
-        groups: dict[tuple[str, int], list[Message]] = {}
+        # Calls by way of `map`, in C, take half the time of a loop's.
         ends: dict[TopicPartition, int] = {}
+        if any(map(Message.error, messages)):
+            messages = self._without_errors(messages, ends)
+        groups: dict[tuple[str, int], list[Message]] = {}
+        start = 0
+        for place, run in groupby(zip(map(Message.topic, messages), map(Message.partition, messages), strict=True)):
+            end = start + sum(1 for _ in run)
+            groups.setdefault(place, []).extend(messages[start:end])
+            start = end
+        return [_record_batch(*place, group) for place, group in groups.items()], ends
+
+    def _without_errors(self, messages: list[Message], ends: dict[TopicPartition, int]) -> list[Message]:
+        """The records among messages; ends of partitions are noted, errors dealt with."""
+        records = []
         for message in messages:
             error = message.error()
             if error is None:
-                groups.setdefault((message.topic(), message.partition()), []).append(message)
+                records.append(message)
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (has no public name)
                 ends[TopicPartition(message.topic(), message.partition())] = message.offset()
             elif not self._damage.holds(self._consumer, message):
                 self._consumer_error(message)
-        batches = []
-        for (topic, partition), group in groups.items():
-            keys, values = [m.key() for m in group], [m.value() for m in group]
-            headers = headers_of(group)
-            some_headers = headers if any(headers) else None
-            batches.append(
-                RecordBatch(
-                    topic,
-                    partition,
-                    [m.offset() for m in group],
-                    keys,
-                    values,
-                    [m.timestamp()[1] for m in group],
-                    some_headers,
-                    size_bytes(keys, values, some_headers),
-                )
-            )
-        return batches, ends
+        return records
 
     def _consumer_error(self, message: Message) -> None:
         error: KafkaError = message.error()
@@ -350,3 +347,18 @@ class Poller(threading.Thread):
 
 def _named(partitions: list[_TopicPartition]) -> set[TopicPartition]:
     return {TopicPartition(tp.topic, tp.partition) for tp in partitions}
+
+
+def _record_batch(topic: str, partition: int, messages: list[Message]) -> RecordBatch:
+    keys, values, headers = list(map(Message.key, messages)), list(map(Message.value, messages)), headers_of(messages)
+    some_headers = headers if any(headers) else None
+    return RecordBatch(
+        topic,
+        partition,
+        list(map(Message.offset, messages)),
+        keys,
+        values,
+        [time_ms for _, time_ms in map(Message.timestamp, messages)],
+        some_headers,
+        size_bytes(keys, values, some_headers),
+    )
