@@ -4,7 +4,10 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Sequence
+from itertools import repeat
+from operator import length_hint
 from typing import Any
 
 import structlog
@@ -66,30 +69,22 @@ class BatchProducer:
     ) -> None:
         """Enqueue records in order; waits while the local queue is full. Raises DeliveryError, FencedError."""
         self._check()
-        if partitions is None:
-            messages: list[dict[str, Any]] = [{"key": k, "value": v} for k, v in zip(keys, values, strict=True)]
-        else:
-            messages = [
-                {"key": k, "value": v, "partition": p} for k, v, p in zip(keys, values, partitions, strict=True)
-            ]
-        self._offer(topic, messages)
-
-    def _offer(self, topic: str, messages: list[dict[str, Any]]) -> None:
-        """`produce_batch` takes what fits, marks the others with `_error` and raises nothing: offer these again."""
-        while messages:
+        if not len(keys) == len(values) == len(values if partitions is None else partitions):
+            raise ValueError("as many keys, and partitions, as values are needed")
+        columns = (values, keys) if partitions is None else (values, keys, partitions)
+        done, produce = 0, self._producer.produce
+        while done < len(values):
+            left = [iter(column[done:] if done else column) for column in columns]
             try:
-                taken = self._producer.produce_batch(topic, messages)
+                # 0.35 us a record; `produce_batch` takes 0.6 with the dicts it wants, and what it takes in of a full
+                # queue has gaps.
+                deque(map(produce, repeat(topic), *left), maxlen=0)
             except BufferError:
-                taken = 0
+                done = len(values) - length_hint(left[0]) - 1  # not the one that was refused
             except KafkaException as error:
                 raise DeliveryError(f"topic {topic}: {error.args[0].str()}") from error
-            if taken == len(messages):
+            else:
                 break
-            messages = [m for m in messages if m.get("_error") is not None]
-            for message in messages:
-                refusal = message.pop("_error")
-                if isinstance(refusal, KafkaError) and refusal.code() != KafkaError._QUEUE_FULL:  # noqa: SLF001
-                    raise DeliveryError(f"topic {topic}: {refusal.str()}") from KafkaException(refusal)
             if self._closed.is_set():
                 raise DrainTimeoutError(f"topic {topic}: the producer was closed with its queue full")
             self._producer.poll(0.01)

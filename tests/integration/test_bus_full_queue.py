@@ -1,4 +1,4 @@
-"""A local queue smaller than what is sent: `produce_batch` takes a part, and the rest must follow in order."""
+"""A local queue smaller than what is sent: it takes a part, and the rest must follow in order."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ def test_order_survives_a_full_queue(kafka: str, unique: Callable[[str], str], l
     topic = unique("full")
     clients.create_topic(clients.make_admin(kafka), topic, 1)
     small = {"queue.buffering.max.messages": "700", "queue.buffering.max.kbytes": "64"}[limit]
-    # Without a linger the broker thread takes records while `produce_batch` still adds them.
+    # Without a linger the broker thread takes records while others are still added.
     producer = BatchProducer(ClientOptions(kafka, producer={limit: small, "linger.ms": "0"}).for_producer())
     values = [b"%08d" % n + b"x" * (n % 100) for n in range(RECORDS)]
     for at in range(0, RECORDS, 5_000):

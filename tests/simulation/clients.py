@@ -75,6 +75,7 @@ class SimProducer:
         self._open = False
         self._sent = False
         self._in_flight = 0
+        self._lingering: list[Any] = []
         self._queue: deque[tuple[int, list[Any]]] = deque()
         self._fatal: KafkaError | None = None
         self._failed: KafkaError | None = None
@@ -169,13 +170,9 @@ class SimProducer:
 
     # -- records -----------------------------------------------------------------------------
 
-    def produce_batch(self, _topic: str, messages: list[dict[str, Any]]) -> int:
-        """Sent in order; acknowledged, or refused, later."""
-        outputs = [tuple(map(int, m["value"].split(b":"))) for m in messages]
-        self._sent = True
-        self._in_flight += 1
-        self._send(outputs)
-        return len(messages)
+    def produce(self, _topic: str, value: bytes, _key: bytes | None, _partition: int = -1) -> None:
+        """Kept until the next poll, as by a linger; acknowledged, or refused, later."""
+        self._lingering.append(tuple(map(int, value.split(b":"))))
 
     def _send(self, outputs: list[Any]) -> None:
         self._queue.append((self.epoch, outputs))
@@ -199,6 +196,11 @@ class SimProducer:
         return self.cluster.append(self.name, epoch, outputs)
 
     def poll(self, _timeout_s: float) -> int:
+        if self._lingering:
+            outputs, self._lingering = self._lingering, []
+            self._sent = True
+            self._in_flight += 1
+            self._send(outputs)
         if self._fatal is not None:
             raise KafkaException(self._fatal)
         return 0
