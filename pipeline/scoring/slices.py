@@ -38,9 +38,13 @@ def no_slices(n: int) -> pa.MapArray:
     return pa.MapArray.from_arrays(np.zeros(n + 1, dtype=np.int32), nothing, nothing)
 
 
-def slice_maps(names: Sequence[str], columns: Sequence[pa.Array]) -> pa.MapArray:
-    """N maps of name -> value as text, in the order of `names`, from one column of length n a name."""
-    texts = [_short(fields.text_column(column)) for column in columns]
+def fitting(schema: pa.Schema, names: Sequence[str]) -> list[str]:
+    """Those of `names` that are fields of `schema` and make slices."""
+    return [name for name in names if not schema_faults(schema, [name])]
+
+
+def slice_maps(names: Sequence[str], texts: Sequence[pa.Array]) -> pa.MapArray:
+    """N maps of name -> value, in the order of `names`, from the values as `short_text` gives them, n a name."""
     n = len(texts[0])
     # Of texts laid end to end, that of field f and row r is at f * n + r. Row by row:
     places = np.arange(len(texts) * n).reshape(len(texts), n).T
@@ -52,8 +56,9 @@ def slice_maps(names: Sequence[str], columns: Sequence[pa.Array]) -> pa.MapArray
     return pa.MapArray.from_arrays(offsets, keys, pa.concat_arrays(texts).take(pa.array(places)))
 
 
-def _short(text: pa.Array) -> pa.Array:
-    """`text`, each value cut to TEXT_MAX characters."""
+def short_text(column: pa.Array) -> pa.Array:
+    """A field's values as text, each cut to TEXT_MAX characters; null where they are."""
+    text = fields.text_column(column)
     # A character has a byte or more: where no value has more bytes than that, none is too long.
     longest = pc.max(pc.binary_length(text)).as_py() or 0
     return text if longest <= TEXT_MAX else pc.utf8_slice_codeunits(text, 0, TEXT_MAX)

@@ -27,7 +27,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, slots=True)
 class Validated:
-    """What became of n decoded rows. Arrays are writable and share no memory with each other or with the columns."""
+    """What became of n decoded rows. NumPy arrays are writable, and share no memory with each other or the columns."""
 
     #: Rows without fault, one entry per shape; all rows of a contract without sequences are one entry.
     inputs: list[ModelInputs]
@@ -41,6 +41,10 @@ class Validated:
     numbers: Floats
     #: (n, features) whether a value is missing: null, or (numbers, elements of sequences) not finite.
     nulls: Mask
+    #: Of each category feature (n,) places in its vocabulary before any policy, from 1; 0 for unknown, -1 for null.
+    categories: list[Longs]
+    #: Of each slice field its n values as text, cut as in `slices`; null where there is none.
+    slice_texts: list[pa.Array]
     #: Rows refused here, by source row, ascending; those that the decoder refused are not repeated.
     rejects: list[Reject]
     #: "<feature>:null", ":clip", ":range" or ":unknown" -> rows in `inputs` whose value was replaced so.
@@ -95,7 +99,7 @@ class Validator:
         self._contract = contract
         self._features = contract.features
         self._id_field, self._time_field = id_field, time_field
-        self._slice_fields = tuple(slice_fields)
+        self.slice_fields = tuple(slice_fields)
         self._numbers = [i for i, f in enumerate(self._features) if f.kind == "number"]
         self._bounds = [_bounds(f) for f in self._features]
         self._ranged = any(self._features[i].range for i in self._numbers)
@@ -115,7 +119,7 @@ class Validator:
     def check(self, schema: pa.Schema) -> list[str]:
         """One line per fault that makes events of this schema useless to the contract; empty if it fits."""
         faults = fields.schema_faults(self._contract, schema, self._id_field, self._time_field)
-        return faults + slices.schema_faults(schema, self._slice_fields)
+        return faults + slices.schema_faults(schema, self.slice_fields)
 
     def validate(self, decoded: Decoded) -> Validated:
         """Apply the contract to a batch; bad rows are values in the result.
@@ -128,9 +132,11 @@ class Validator:
         ids = self._ids(columns, findings)
         numbers, for_model = self._read_numbers(columns, findings)
         dense: dict[str, npt.NDArray[Any]] = {"numbers": for_model} if self._numbers else {}
+        categories: list[Longs] = []
         if self._vocabularies:
-            codes = [self._read_category(i, self._column(columns, i), findings) for i in self._vocabularies]
-            dense["categories"] = np.stack(codes, axis=1)
+            found = [self._read_category(i, self._column(columns, i), findings) for i in self._vocabularies]
+            dense["categories"] = np.stack([codes for codes, _ in found], axis=1)
+            categories = [came for _, came in found]
         sequences: list[_Sequence] = []
         for index, feature in enumerate(self._features):
             if feature.kind == "bytes":
@@ -138,13 +144,16 @@ class Validator:
             elif feature.kind == "sequence":
                 sequences.append(self._read_sequence(index, self._column(columns, index), findings))
         good = findings.good()
+        texts = [slices.short_text(fields.column(columns, path)) for path in self._slice_paths]
         return Validated(
             inputs=_bucketed(dense, sequences, good),
             ids=ids,
             event_times_ms=self._event_times_ms(columns),
-            slices=self._slices(columns),
+            slices=slices.slice_maps(self.slice_fields, texts) if texts else None,
             numbers=numbers,
             nulls=findings.nulls,
+            categories=categories,
+            slice_texts=texts,
             rejects=findings.rejects(decoded.rows),
             imputed=findings.imputed(good),
         )
@@ -160,7 +169,7 @@ class Validator:
         self._plain = fields.plain_numbers(schema, [self._paths[i] for i in self._numbers])
         self._id_path = fields.locate(schema, self._id_field)[0]
         self._time_path = fields.locate(schema, self._time_field)[0] if self._time_field else None
-        self._slice_paths = [fields.locate(schema, name)[0] for name in self._slice_fields]
+        self._slice_paths = [fields.locate(schema, name)[0] for name in self.slice_fields]
 
     def _column(self, columns: pa.RecordBatch, index: int) -> pa.Array:
         return fields.column(columns, self._paths[index])
@@ -178,11 +187,6 @@ class Validator:
         if self._time_path is None:
             return np.full(columns.num_rows, fields.NO_TIME_MS, dtype=np.int64)
         return fields.milliseconds(fields.column(columns, self._time_path))
-
-    def _slices(self, columns: pa.RecordBatch) -> pa.MapArray | None:
-        if not self._slice_fields:
-            return None
-        return slices.slice_maps(self._slice_fields, [fields.column(columns, path) for path in self._slice_paths])
 
     # -- one reader a kind -------------------------------------------------------------------
 
@@ -213,15 +217,16 @@ class Validator:
             )
         return raw, model
 
-    def _read_category(self, index: int, column: pa.Array, findings: Findings) -> Longs:
-        """(n,) places in the vocabulary, from 1; 0 for unknown."""
+    def _read_category(self, index: int, column: pa.Array, findings: Findings) -> tuple[Longs, Longs]:
+        """(n,) places in the vocabulary, from 1, 0 for unknown; and the same before any policy, -1 for null."""
         feature, vocabulary = self._features[index], self._vocabularies[index]
         text = fields.text_column(column)
         codes: Longs = pc.index_in(text, value_set=vocabulary).fill_null(-1).to_numpy().astype(np.int64) + 1
         if codes.all():
-            return codes
+            return codes, codes
         null = fields.null_mask(text)
         unknown = (codes == 0) & ~null
+        came = np.where(null, -1, codes)
         findings.nulls[:, index] = null
         if feature.on_null == "impute":
             if feature.impute is not None:
@@ -238,7 +243,7 @@ class Validator:
                 unknown,
                 lambda _: f"is none of the {len(vocabulary)} known categories",
             )
-        return codes
+        return codes, came
 
     def _read_bytes(self, index: int, column: pa.Array, findings: Findings) -> npt.NDArray[Any]:
         """(n, *shape) of the feature's dtype; rows that are refused hold zeros."""

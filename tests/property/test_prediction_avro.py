@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline import codec
 from pipeline.records import FeatureContract, ModelIdentity, OutputContract
 from pipeline.scoring.publish import PredictionColumns, without_slices
-from pipeline.scoring.slices import TEXT_MAX, slice_maps
+from pipeline.scoring.slices import TEXT_MAX, short_text, slice_maps
 from pipeline.testing import ManualClock
 from tests.property import avro_cases as cases
 
@@ -57,7 +57,7 @@ def test_predictions_are_encoded_as_avro_does(
         np.arange(n) % 2,
         np.zeros(n, dtype=np.int64),
         np.arange(n, dtype=np.int64),
-        slice_maps(names, columns),
+        slice_maps(names, [short_text(column) for column in columns]),
         np.tile(np.array([0.25, 0.75], np.float32), (n, 1)) if calibrated else None,
     )
     schema = codec.load_schema("prediction")

@@ -10,7 +10,7 @@ from benchmarks import job, ours
 from pipeline import observe, topology
 from pipeline.cli import render
 from pipeline.errors import ContractError
-from pipeline.scoring.slices import TEXT_MAX, no_slices, schema_faults, slice_maps
+from pipeline.scoring.slices import TEXT_MAX, fitting, no_slices, schema_faults, short_text, slice_maps
 from pipeline.settings import load
 
 EVENT = pa.schema(
@@ -39,12 +39,13 @@ def test_each_field_that_makes_none_is_told() -> None:
     assert [fault.split(":")[0] for fault in faults] == [f"events.slice_fields {name}" for name in names]
     assert all("makes no slices; name a string" in fault for fault in faults[:5])
     assert all("has no field 'region' there; it has shop, gift" in fault for fault in faults[5:])
+    assert fitting(EVENT, ["gift", *names, "shop"]) == ["gift", "shop"]
 
 
 def test_values_become_text_and_nulls_are_left_out() -> None:
     """As the event has them, in the order of the names; a row of nulls is an empty map, an empty text a value."""
     columns = [pa.array(["eu", None, ""]), pa.array([True, None, False]), pa.array([-(2**63), None, 7])]
-    maps = slice_maps(["shop", "gift", "items"], columns)
+    maps = slice_maps(["shop", "gift", "items"], [short_text(column) for column in columns])
     maps.validate(full=True)
     assert maps.to_pylist() == [
         [("shop", "eu"), ("gift", "true"), ("items", str(-(2**63)))],
@@ -56,13 +57,13 @@ def test_values_become_text_and_nulls_are_left_out() -> None:
 @pytest.mark.parametrize("column", [pa.nulls(3), pa.nulls(3, pa.string()), pa.array([], pa.string())])
 def test_nothing_to_tell_is_an_empty_map(column: pa.Array) -> None:
     """A column of nulls, of whatever type, and a batch without rows."""
-    assert slice_maps(["a"], [column]).equals(no_slices(len(column)))
+    assert slice_maps(["a"], [short_text(column)]).equals(no_slices(len(column)))
 
 
 def test_a_long_value_is_cut_between_characters() -> None:
     """To TEXT_MAX characters, not bytes; what has as many bytes as that, but fewer characters, stays whole."""
     texts = ["ü" * (TEXT_MAX - 1), "\U0001f600" * (TEXT_MAX + 1), "x" * TEXT_MAX]
-    maps = slice_maps(["a"], [pa.array(texts)])
+    maps = slice_maps(["a"], [short_text(pa.array(texts))])
     assert [value for ((_, value),) in maps.to_pylist()] == [text[:TEXT_MAX] for text in texts]
 
 
