@@ -212,7 +212,8 @@ class SignalBaseline:
     """What one signal looked like on the training data's held-out part.
 
     Names: "feature:<name>", "score:<class or output>" (values), "null:<feature>",
-    "class:<label>" (0/1 indicators), "rejected" (0/1 per input record), "joint:<feature>" (products).
+    "class:<label>" (0/1 indicators), "rejected" (0/1 per input record), "joint:<feature>" (products); of parts of the
+    stream "category:<feature>=<value>", "slice:<field>=<value>" (0/1) and "score:<class or output>@<field>=<value>".
     `edges` are the m+1 finite, float32-exact edges of m histogram bins; a value x is in bin j when
     edges[j] < x <= edges[j+1]; the outer bins also take what lies beyond. A signal that had no value
     (count 0) is not watched.

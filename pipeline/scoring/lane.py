@@ -112,7 +112,7 @@ class Lane:
         self._columns = PredictionColumns(model.contract, self.identity, clock, calibration_id)
         self._calibrator = calibrator
         self._summariser = summariser
-        self._signals = SignalMatrix(summariser.signals, model.contract) if summariser else None
+        self._signals = SignalMatrix(summariser.signals, model.contract, validator.slice_fields) if summariser else None
 
     def score(self, rows: Rows, decoded: Decoded, timed: Timed) -> Scored:
         """Validate, score, encode. Everything that can fail on a bad model; has no effect outside. May be repeated.
@@ -217,7 +217,15 @@ class Lane:
             return
         rows, checked, decoded_rows = scored.rows, scored.checked, scored.decoded.rows
         matrix = self._signals.fill(
-            len(rows), decoded_rows, checked.numbers, checked.nulls, scored.scored_rows, scored.outputs, scored.labels
+            len(rows),
+            decoded_rows,
+            checked.numbers,
+            checked.nulls,
+            scored.scored_rows,
+            scored.outputs,
+            scored.labels,
+            checked.categories,
+            checked.slice_texts,
         )
         # A producer may write any number there, and a summary's times are read as dates.
         times = np.clip(rows.timestamps_ms, FIRST_TIME_MS, LAST_TIME_MS)

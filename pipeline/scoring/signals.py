@@ -4,24 +4,25 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline.records import FeatureContract, Floats, Longs
+from pipeline.scoring.parts import PartColumns, output_columns
 
 
 class SignalMatrix:
     """Fills (n, signals) float32 from what the hot path has at hand; NaN where a record has no value.
 
-    signals: names as in records.SignalBaseline. A name that this contract cannot provide stays NaN.
+    signals: names as in records.SignalBaseline. slice_fields: those whose texts `fill` will be given, in this order.
+    A name that this contract, or these fields, cannot provide stays NaN.
     """
 
-    def __init__(self, signals: Sequence[str], contract: FeatureContract) -> None:
+    def __init__(self, signals: Sequence[str], contract: FeatureContract, slice_fields: Sequence[str] = ()) -> None:
         numbers = {f.name: i for i, f in enumerate(contract.of_kind("number"))}
         features = {f.name: i for i, f in enumerate(contract.features)}
-        output = contract.output
-        classes = {name: i for i, name in enumerate(output.classes)}
-        # Sigmoid with one column and two classes: the column is the probability of the second.
-        outputs = {output.classes[1]: 0} if output.width == 1 and len(output.classes) == 2 else dict(classes)
-        outputs = outputs or {f"output{i}": i for i in range(output.width)}
+        classes = {name: i for i, name in enumerate(contract.output.classes)}
+        outputs = output_columns(contract)
+        self._parts = PartColumns(signals, contract, slice_fields)
         self._width = len(signals)
         self._feature_to: list[tuple[int, int]] = []
         self._null_to: list[tuple[int, int]] = []
@@ -50,11 +51,14 @@ class SignalMatrix:
         scored_rows: Longs,
         outputs: Floats,
         labels: Longs | None,
+        categories: Sequence[Longs] = (),
+        slices: Sequence[pa.Array] = (),
     ) -> Floats:
         """Signals of n input records, each signal's values side by side in memory: that is how they are added up.
 
         decoded_rows: input row of each row of `numbers` (d, number features) and `nulls` (d, features).
         scored_rows: input row of each row of `outputs` (m, width) and `labels` (m,) class indices.
+        categories, slices: of the decoded rows, as Validated has them; () where there are none.
         """
         matrix = np.full((self._width, n), np.nan, dtype=np.float32).T
         _copy(matrix, decoded_rows, numbers, self._feature_to)
@@ -66,6 +70,7 @@ class SignalMatrix:
         if self._rejected_to is not None:
             matrix[:, self._rejected_to] = 1.0
             matrix[scored_rows, self._rejected_to] = 0.0
+        self._parts.fill(matrix, decoded_rows, categories, slices, scored_rows, outputs)
         return matrix
 
 
