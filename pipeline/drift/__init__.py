@@ -3,6 +3,7 @@
     seasons.py     what the time of the day explains, taken out first
     bins.py        bounded values: which bin, which level
     baseline.py    signal names, baselines, autocorrelation times
+    parts.py       signals of categories and slices, by their names
     joint.py       how features go together, as signals of their own
     summaries.py   on the hot path: what a worker adds up per partition
     merge.py       one stream out of many partitions, by arrival, each event once

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pipeline.drift.bins import MODE_SHARE, cut_points, is_indicator, kind_of, levels_of
 from pipeline.drift.joint import BINS, PREFIX, JointValues, bins_of, joint_weights
-from pipeline.drift.seasons import Deseasoner, measure_season, time_factor
+from pipeline.drift.seasons import Deseasoner, measure_season, of_season, time_factor
 from pipeline.errors import DataError
 from pipeline.records import Baseline, FeatureContract, Floats, Longs, Season, SignalBaseline
 
@@ -29,8 +29,9 @@ SOKAL_WINDOW = 5.0
 
 
 def signal_names(contract: FeatureContract) -> tuple[str, ...]:
-    """The signals watched for a model: numeric features, null rates, scores, predicted classes, rejections.
+    """The signals that every model has: numeric features, null rates, scores, predicted classes, rejections.
 
+    Those of parts of the stream, which depend on what comes, are chosen by scoring/parts.py and follow these.
     With two classes only the second is watched: the first is its complement.
     """
     names = [f"feature:{f.name}" for f in contract.of_kind("number")]
@@ -70,7 +71,7 @@ def measure_baseline(
     if season is not None:
         factor, seasonal = time_factor(season), set(season.signals)
         measured = tuple(
-            replace(s, autocorrelation_time=factor * s.autocorrelation_time) if s.name in seasonal else s
+            replace(s, autocorrelation_time=factor * s.autocorrelation_time) if of_season(s.name) in seasonal else s
             for s in measured
         )
     block_events = choose_block_events(measured)

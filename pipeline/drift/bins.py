@@ -3,7 +3,7 @@
 ADWIN and the confirming test need bounded values, and neither may be at the mercy of one outlier: so
 a value is replaced by the level of its bin on the baseline's histogram. Three kinds of signal:
 
-    share   0/1 indicators (null:, class:, rejected, error:wrong): the value itself
+    share   0/1 indicators (null:, class:, category:, slice:, rejected, error:wrong): the value itself
     mode    one value holds most of the baseline (a constant too): 1 for any other value
     rank    all others: the mid-rank among the baseline's values, so its mean there is exactly 1/2
 
@@ -25,7 +25,7 @@ Kind = Literal["share", "mode", "rank"]
 #: the rest would be too skewed for a normal approximation.
 MODE_SHARE = 0.75
 
-INDICATORS = ("null:", "class:", "rejected", "error:wrong")
+INDICATORS = ("null:", "class:", "category:", "slice:", "rejected", "error:wrong")
 
 
 def is_indicator(signal: str) -> bool:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pipeline.drift.history import Stretch
 from pipeline.drift.joint import PREFIX
+from pipeline.drift.parts import OUTPUTS, confined_to, only_slices, shares_told, slice_score, slices_told
 from pipeline.records import OffsetRange, RetrainingTrigger, SignalBaseline, SignalEvidence
 
 Doubles = npt.NDArray[np.float64]
@@ -20,8 +21,9 @@ Severity = Literal["minor", "major", "critical"]
 #: The usual reading of PSI: below 0.1 little has changed, from 0.25 on much has.
 PSI_MINOR, PSI_MAJOR = 0.1, 0.25
 
-#: Signals of what the model says, rather than of what it is given.
-OUTPUT_SIGNALS = ("score:", "class:", "rejected")
+#: Values of a slice since the change whose PSI counts: it is 15 / 200 = 0.075 by chance over 16 bins, as for the whole
+#: stream at the monitor's EVIDENCE_EVENTS_MIN, when a slice may have a twentieth of them.
+PART_VALUES_MIN = 200
 
 
 def divergences(histogram: Doubles, baseline: SignalBaseline) -> tuple[float, float]:
@@ -60,11 +62,13 @@ def signal_evidence(
 
 def severity_of(signals: list[SignalEvidence]) -> Severity:
     """critical: what the model says moved much (PSI >= 0.25 in a score, class share or rejections).
-    major: some signal moved by PSI >= 0.1. minor: all below.
+    major: some signal moved by PSI >= 0.1. minor: all below. Scores within slices make nothing critical.
     """
-    if any(s.psi >= PSI_MAJOR and s.signal.startswith(OUTPUT_SIGNALS) for s in signals):
+    within = {s.signal for s in signals if slice_score(s.signal) is not None}
+    if any(s.psi >= PSI_MAJOR and s.signal.startswith(OUTPUTS) and s.signal not in within for s in signals):
         return "critical"
-    return "major" if any(s.psi >= PSI_MINOR for s in signals) else "minor"
+    telling = (s for s in signals if s.signal not in within or s.after_count >= PART_VALUES_MIN)
+    return "major" if any(s.psi >= PSI_MINOR for s in telling) else "minor"
 
 
 def advice_for(
@@ -86,14 +90,25 @@ def advice_for(
         return f"the share of missing values changed in {', '.join(nulls)}: check the producer before retraining"
     wait = max(0, window_events - since)
     when = f"once {wait} more events have come" if wait else "now"
-    moved = "the model's outputs moved" if severity == "critical" else "inputs moved"
-    if all(s.signal.startswith(OUTPUT_SIGNALS) for s in signals):
-        moved = "the model's outputs moved, its inputs did not noticeably"
-    if all(s.detector == "spread" for s in signals):
-        moved = f"the spread of {', '.join(s.signal.partition(':')[2] for s in signals)} changed"
-    if all(s.signal.startswith(PREFIX) for s in signals):
-        moved = f"inputs go together otherwise than they did ({_together(signals[0], leans)})"
+    moved = _moved(severity, signals, leans)
     return f"{moved}: retrain on the window {when}; compare with labels first if they are there"
+
+
+def _moved(severity: Severity, signals: list[SignalEvidence], leans: Mapping[str, Sequence[str]]) -> str:
+    if all(s.signal.startswith(PREFIX) for s in signals):
+        return f"inputs go together otherwise than they did ({_together(signals[0], leans)})"
+    if all(s.detector == "spread" for s in signals):
+        return f"the spread of {', '.join(s.signal.partition(':')[2] for s in signals)} changed"
+    if slices := confined_to(signals):
+        return f"the model's outputs moved {slices_told(slices)}, its inputs did not noticeably"
+    if all(s.signal.startswith(OUTPUTS) for s in signals):
+        return "the model's outputs moved, its inputs did not noticeably"
+    moved = "the model's outputs moved" if severity == "critical" else "inputs moved"
+    if shares := shares_told(signals):
+        moved += f" ({shares})"
+    if slices := only_slices(signals):
+        moved += f", the model's outputs {slices_told(slices)}"
+    return moved
 
 
 def _together(signal: SignalEvidence, leans: Mapping[str, Sequence[str]]) -> str:

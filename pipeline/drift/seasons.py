@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.drift.parts import slice_score
 from pipeline.errors import DataError
 from pipeline.records import Floats, Longs, Season
 
@@ -55,17 +56,29 @@ def time_factor(season: Season) -> float:
     return 1.0 + math.pi / season.seasons
 
 
+def of_season(signal: str) -> str:
+    """The signal whose season a signal has: its own, or for a score within a slice that of the whole stream.
+
+    A slice has few values in a phase, and another one may be there when a successor takes the season over.
+    """
+    part = slice_score(signal)
+    return signal if part is None else part.whole
+
+
 class Deseasoner:
     """Takes a season out of rows of signals."""
 
     def __init__(self, season: Season, signals: Sequence[str]) -> None:
-        """signals: names of the columns of the rows."""
-        self._columns = np.array([list(signals).index(name) for name in season.signals], dtype=np.int64)
+        """signals: names of the columns of the rows. A score within a slice has the season of the whole one."""
+        row_of = {name: row for row, name in enumerate(season.signals)}
+        rows = [row_of.get(of_season(name)) for name in signals]
+        self._columns = np.array([column for column, row in enumerate(rows) if row is not None], dtype=np.int64)
         self._period_ms = season.period_s * 1000.0
         phases = len(season.medians[0]) if season.signals else 1
         self._steps = phases * STEPS
+        chosen = [row for row in rows if row is not None]
         medians, ranges = (
-            np.array(side, dtype=np.float64).reshape(-1, phases) for side in (season.medians, season.ranges)
+            np.array(side, dtype=np.float64).reshape(-1, phases)[chosen] for side in (season.medians, season.ranges)
         )
         at = (np.arange(self._steps) + 0.5) / STEPS
         middles = np.arange(phases) + 0.5
@@ -95,7 +108,7 @@ def _fit(signals: Sequence[str], matrix: Floats, times_ms: Longs, season: Season
     bounds = np.searchsorted(phase[order], np.arange(phases + 1))
     names, medians, ranges = [], [], []
     for column, name in enumerate(signals):
-        if not name.startswith(("feature:", "score:")):
+        if not name.startswith(("feature:", "score:")) or of_season(name) != name:
             continue
         quartiles = np.full((phases, 3), np.nan)
         for index in range(phases):

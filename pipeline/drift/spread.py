@@ -15,6 +15,7 @@ from pipeline.drift.baseline import cautious_time
 from pipeline.drift.bins import kind_of, levels_of
 from pipeline.drift.detector import SIDE_BLOCKS_MIN, alarm_limit, block_values
 from pipeline.drift.history import Stretch
+from pipeline.drift.parts import slice_score
 from pipeline.records import Baseline, SignalBaseline
 
 Doubles = npt.NDArray[np.float64]
@@ -27,8 +28,12 @@ EFFECT_MIN_SD = 0.29
 
 
 def scatters(signal: SignalBaseline) -> bool:
-    """Whether a signal's spread is watched: numbers and scores that vary; a share's spread is its mean's affair."""
-    return signal.name.startswith(("feature:", "score:")) and signal.count > 0 and kind_of(signal) == "rank"
+    """Whether a signal's spread is watched: numbers and scores that vary; a share's spread is its mean's affair.
+
+    Not that of scores within slices: it would double their comparisons.
+    """
+    number = signal.name.startswith(("feature:", "score:")) and slice_score(signal.name) is None
+    return number and signal.count > 0 and kind_of(signal) == "rank"
 
 
 def fold_time(signal: SignalBaseline) -> float:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from pipeline.drift.errors import ABSOLUTE, Around, ErrorChange
 from pipeline.drift.evidence import Severity, advice_for, severity_of
+from pipeline.drift.parts import confined_to, slices_told
 from pipeline.records import SignalEvidence
 
 #: data: the producer is to be looked at first. real: the model errs more. virtual: inputs moved, errors did not.
@@ -34,8 +35,9 @@ def verdict(
     """What is to be made of signals that moved, of errors that changed, or of both.
 
     signals: evidence of inputs and outputs of the model, [] if none alarmed. change: of the errors, if they alarmed.
-    around: errors before and since the signals' change, None without labels on both sides. since, window_events: events
-    since the signals' change, and those to train on, as for advice_for.
+    around: errors before and since the signals' change, None without labels on both sides; where scores moved in slices
+    alone, errors in these. since, window_events: events since the signals' change, and those to train on, as for
+    advice_for.
     Raises ValueError where nothing changed at all.
     """
     if not signals and change is None:
@@ -51,7 +53,11 @@ def verdict(
         return Verdict("better", "minor", f"{_errors(change, around)}: the model is better than it was; nothing to do")
     if around is not None and around.high < _bound(around):
         held = f"{_mean(around.signal, around.before_mean)} before, {_mean(around.signal, around.after_mean)} since"
-        told = f"inputs moved, accuracy holds (errors {held}, {around.after_count:,} labels)"
+        slices = confined_to(signals)
+        what = (
+            f"outputs moved {slices_told(slices)}, accuracy there holds" if slices else "inputs moved, accuracy holds"
+        )
+        told = f"{what} (errors {held}, {around.after_count:,} labels)"
         return Verdict("virtual", "minor", f"{told}: no need to retrain; watch errors")
     severity = severity_of(signals)
     advice = advice_for(severity, signals, since, window_events)

@@ -49,7 +49,8 @@ def newest_outcomes(
     if not len(found):
         raise DataError(f"topic {topic}: no outcome of {identity.model_id} {identity.model_version} among the newest")
     order = np.argsort(found.event_times_ms, kind="stable")[-rows:]
-    return Scored(found.outputs[order], found.truth[order], found.event_times_ms[order])
+    slices = {name: text.fill_null("").to_numpy(False)[order].astype(np.str_) for name, text in found.slices.items()}
+    return Scored(found.outputs[order], found.truth[order], found.event_times_ms[order], slices)
 
 
 def _outcomes(

@@ -1,9 +1,12 @@
 """Virtual drift: inputs moved, and by the labels since the model errs no more than before: nothing is to be learnt."""
 
+import functools
+
 import numpy as np
 
 from pipeline.bus.clients import ClientOptions, make_admin
 from pipeline.drift.errors import ABSOLUTE, RECENT_OUTCOMES, WRONG, ErrorWatch
+from pipeline.drift.parts import confined_to
 from pipeline.drift.verdict import verdict
 from pipeline.errors import DataError
 from pipeline.measures.scored import Scored
@@ -47,7 +50,13 @@ def where_accuracy_holds(
 def judged(
     found: Scored, output: OutputContract, trigger: RetrainingTrigger, labels_min: int, window_events: int
 ) -> str | None:
-    """The same of outcomes at hand, n in order of event time: of the newest before the change, and since."""
+    """The same of outcomes at hand, n in order of event time: of the newest before the change, and since.
+
+    Where scores moved in slices alone, of the outcomes in these: they are too few to move the errors of all.
+    """
+    if slices := confined_to(trigger.signals):
+        inside = (found.slices[s.field] == s.value for s in slices if s.field in found.slices)
+        found = found.take(functools.reduce(np.logical_or, inside, np.zeros(len(found), np.bool_)))
     at = int(np.searchsorted(found.times_ms, trigger.change_event_time_ms))
     if len(found) - at < labels_min:
         return None
