@@ -99,5 +99,5 @@ def scored(log: TableLog, bundle: Bundle) -> tuple[Numbers, Floats]:
     rows, outputs = score(loading.load_module(bundle), bundle.contract, checked.inputs)
     labels = prediction_labels(outputs, bundle.contract)
     matrix = SignalMatrix(bundle.baseline.given, bundle.contract)
-    signals = matrix.fill(len(rows), rows, checked.numbers, checked.nulls, rows, outputs, labels)
+    signals = matrix.fill(len(rows), rows, checked.numbers, checked.nulls, rows, outputs, labels, checked.categories)
     return outputs[:, -1].astype(np.float64), signals

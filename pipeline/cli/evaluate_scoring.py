@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.cli.evaluate_source import Chunk, Source
 from pipeline.cli.training import truth
-from pipeline.codec import ColumnarDecoder
+from pipeline.codec import ColumnarDecoder, arrow_schema
 from pipeline.contracts import Model
 from pipeline.errors import DataError
 from pipeline.measures import Scored
@@ -21,7 +21,7 @@ from pipeline.scoring import fields
 from pipeline.scoring.fields import NO_TIME_MS
 from pipeline.scoring.publish import prediction_labels
 from pipeline.scoring.signals import SignalMatrix
-from pipeline.scoring.slices import TEXT_MAX
+from pipeline.scoring.slices import TEXT_MAX, fitting
 from pipeline.scoring.validate import Validated, Validator
 from pipeline.settings import Settings
 
@@ -49,7 +49,14 @@ class Scorer:
         self.model = model
         self._batch_max = settings.scoring.batch_max
         self._decoder = ColumnarDecoder(source.registry, source.schema)
-        self._validator = Validator(model.contract, id_field=events.id_field, time_field=events.time_field)
+        slice_fields = fitting(arrow_schema(source.schema), events.slice_fields)
+        self._validator = Validator(
+            model.contract, id_field=events.id_field, time_field=events.time_field, slice_fields=slice_fields
+        )
+
+    def matrix(self, signals: tuple[str, ...]) -> SignalMatrix:
+        """What fills these signals from outcomes."""
+        return SignalMatrix(signals, self.model.contract, self._validator.slice_fields)
 
     def score(self, values: list[bytes | None]) -> Outcome:
         """Raises ScoringError when the model fails, UnreachableError when a schema cannot be had."""
@@ -106,7 +113,7 @@ def score_all(
     Raises DataError when nothing can be measured: no event could be scored, or none of those has a truth the
     model knows.
     """
-    parts = _Parts(scorer.model, label, slices, signals)
+    parts = _Parts(scorer.model, label, slices, scorer.matrix(signals))
     read = 0
     for chunk in source.chunks():
         parts.add(chunk, scorer.score(chunk.values), timed=source.timed)
@@ -122,7 +129,7 @@ class _Parts:
     model: Model
     label: str
     slices: list[str]
-    signals: tuple[str, ...]
+    signals: SignalMatrix
     read: int = 0
     times_ms: list[Longs] = field(default_factory=list)
     matrices: list[Floats] = field(default_factory=list)
@@ -140,8 +147,16 @@ class _Parts:
         scored_rows, outputs = outcome.scored_rows, outcome.outputs
         labels = prediction_labels(outputs, contract)
         checked, decoded = outcome.checked, outcome.decoded
-        filled = SignalMatrix(self.signals, contract).fill(
-            n, decoded.rows, checked.numbers, checked.nulls, scored_rows, outputs, labels
+        filled = self.signals.fill(
+            n,
+            decoded.rows,
+            checked.numbers,
+            checked.nulls,
+            scored_rows,
+            outputs,
+            labels,
+            checked.categories,
+            checked.slice_texts,
         )
         self.matrices.append(filled)
         self.times_ms.append(_times_ms(chunk, outcome) if timed else chunk.times_ms)

@@ -43,7 +43,7 @@ def score_both(
 
     Raises DataError when there is no event that both can score, or none of those has a truth.
     """
-    parts = tuple(_Parts(scorer.model, label, slices, ()) for scorer in scorers)
+    parts = tuple(_Parts(scorer.model, label, slices, scorer.matrix(())) for scorer in scorers)
     alone, batches = [0, 0], list[Batch]()
     for chunk in source.chunks():
         outcomes = [scorer.score(chunk.values) for scorer in scorers]

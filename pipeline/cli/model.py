@@ -13,18 +13,17 @@ import typer
 
 from pipeline.cli import model_releases, render
 from pipeline.cli.context import say, settings_of, stderr, stdout, table
-from pipeline.cli.events import COLUMN_ATTRIBUTE, avro_names
-from pipeline.cli.inference import Columns, infer
+from pipeline.cli.inference import Columns
+from pipeline.cli.model_fields import features_of, slices_of
 from pipeline.cli.model_view import described, policy, shape
-from pipeline.codec import event_schema
 from pipeline.errors import BundleError, DataError
 from pipeline.models import bundle as bundles
 from pipeline.models import manifest as manifests
 from pipeline.models.manifest import Architecture, Training
 from pipeline.records import Baseline, FeatureContract, TrainingReport
 from pipeline.retraining import tables
-from pipeline.retraining.features import Fields
 from pipeline.retraining.targets import Task
+from pipeline.scoring.slices import fitting
 from pipeline.settings import Settings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")
@@ -34,7 +33,6 @@ Overwrite = Annotated[bool, typer.Option("--force", help="Overwrite what is ther
 BundlePath = Annotated[
     Path | None, typer.Argument(metavar="BUNDLE", help="Folder or archive.  [dim]Else the one of model.bundle.[/dim]")
 ]
-AVRO_FEATURES = frozenset({"double", "float", "long", "int", "boolean", "string", "enum"})
 
 
 # --------------------------------------------------------------------------- train
@@ -78,7 +76,7 @@ def train(
     bundles.check_free(out, overwrite=force)  # before the work, not after it
     rows = tables.read(data)
     try:
-        fields, time = _fields(settings, rows, Columns(label, time, drop=tuple(drop or ())))
+        fields, time = features_of(settings, rows, Columns(label, time, drop=tuple(drop or ())))
         with stderr().status("training ...") as status:
             report = train_bundle(
                 rows,
@@ -91,6 +89,7 @@ def train(
                 task=task,
                 seed=seed,
                 overwrite=force,
+                slices=slices_of(settings, rows),
                 season=season_of(settings),
                 progress=lambda epoch, most, loss: status.update(f"training: epoch {epoch} of {most}, loss {loss:.4g}"),
             )
@@ -98,56 +97,6 @@ def train(
         raise DataError("\n".join(f"{data}: {line}" for line in str(error).splitlines())) from None
     stdout().print(_measured(report.rows_train, report.rows_validation, report.metrics))
     _tell_packed(out, bundles.read(out))
-
-
-def _fields(settings: Settings, rows: pa.Table, columns: Columns) -> tuple[Fields, str | None]:
-    """Features as column -> (Avro field, type, nullable), and the column of the time."""
-    schema_file = settings.path(settings.events.schema_file)
-    inferred = infer(rows, columns, settings.name)  # also says which columns do not exist
-    if not schema_file.exists():
-        return inferred.features, columns.time
-    schema = json.loads(event_schema(settings))
-    if not isinstance(schema, dict) or "fields" not in schema:
-        raise DataError(f"events.schema_file: {schema_file}: an event must be an Avro record")
-    fields = {field["name"]: field for field in schema["fields"]}
-    events = settings.events
-    time = columns.time or (_column(fields.get(events.time_field or ""), rows))
-    found: dict[str, tuple[str, str, bool]] = {}
-    for name, field in fields.items():
-        column = _column(field, rows)
-        if name in (events.id_field, events.key_field, events.time_field) or column in (columns.label, *columns.drop):
-            continue
-        kind, nullable = _kind(field["type"])
-        if kind not in AVRO_FEATURES:
-            say(f"left out: {name}, {kind}: the built-in model takes numbers and text")
-        elif column is None:
-            say(f"left out: {name}: the file has no such column")
-        else:
-            found[column] = (name, "string" if kind == "enum" else kind, nullable)
-    if not found:
-        raise DataError(f"no column is a feature of {schema_file}")
-    return found, time
-
-
-def _column(field: dict[str, Any] | None, rows: pa.Table) -> str | None:
-    """The column of a file that an event field is filled from, as `pipeline replay` finds it."""
-    if field is None:
-        return None
-    wanted = str(field.get(COLUMN_ATTRIBUTE, field["name"]))
-    if wanted in rows.column_names:
-        return wanted
-    return next((column for column, name in avro_names(rows.column_names).items() if name == wanted), None)
-
-
-def _kind(avro_type: Any) -> tuple[str, bool]:
-    """The name of an Avro type, and whether it may be null; logical types are no plain features."""
-    nullable = isinstance(avro_type, list) and "null" in avro_type
-    if isinstance(avro_type, list):
-        others = [branch for branch in avro_type if branch != "null"]
-        avro_type = others[0] if len(others) == 1 else "union"
-    if isinstance(avro_type, dict):
-        avro_type = avro_type.get("logicalType", avro_type["type"])
-    return str(avro_type), nullable
 
 
 # --------------------------------------------------------------------------- pack
@@ -257,12 +206,14 @@ def _measure(
         raise DataError(f"{data}: no column {', '.join(map(repr, missing))}; there are {', '.join(rows.column_names)}")
     if label is not None:
         rows = rows.filter(pc.is_valid(rows.column(label)))
+    slice_fields = fitting(rows.schema, settings.events.slice_fields)
+    taken = list(dict.fromkeys([*names, *slice_fields]))
     columns = pa.RecordBatch.from_arrays(
-        [pa.array(np.arange(rows.num_rows)), *(rows.column(name).combine_chunks() for name in names)],
-        names=[training.ID, *names],
+        [pa.array(np.arange(rows.num_rows)), *(rows.column(name).combine_chunks() for name in taken)],
+        names=[training.ID, *taken],
     )
     try:
-        checked = training.validated(contract, columns)
+        checked = training.validated(contract, columns, slice_fields)
         scored, outputs = training.score(network, contract, checked.inputs)
         report = TrainingReport(0, len(scored))
         if label is not None:
@@ -270,7 +221,8 @@ def _measure(
             report = TrainingReport(0, len(scored), *training.measure(outputs, contract, truth, truth[:0]))
         season = training.season_of(settings)
         times_ms = training.times_ms(rows, time) if season else None
-        baseline = training.baseline(contract, checked, 0, scored, outputs, times_ms, **season)
+        measured = (contract, checked, 0, scored, outputs, times_ms)
+        baseline = training.baseline(*measured, slice_fields=slice_fields, **season)
     except DataError as error:
         raise DataError(f"{data}: {error}") from None
     used = rows.select([*names, *([label] if label else ())])

@@ -114,6 +114,8 @@ class _Scored:
     outputs: Floats
     #: (n,) of all rows, under the model's contract.
     truth: npt.NDArray[Any]
+    #: Slice fields that `checked` has texts of.
+    slice_fields: Sequence[str]
 
     def newest(self, data: Data) -> npt.NDArray[np.bool_]:
         """(m,) which of them are of the newest part. Raises DataError if none is."""
@@ -132,7 +134,7 @@ def _scored(module: Any, contract: FeatureContract, learner: Learner, data: Data
     checked = learner.validated(contract)
     rows, outputs = score(module, contract, checked.inputs)
     truth = recipes.truth(data.rows, contract.output, window.LABEL, window.VALUE)
-    return _Scored(contract, checked, rows, outputs, truth)
+    return _Scored(contract, checked, rows, outputs, truth, learner.slice_fields)
 
 
 def _pack(parent: Bundle, data: Data, trained: Trained, scored: _Scored, made_of: Provenance) -> Bundle:
@@ -154,8 +156,16 @@ def _pack(parent: Bundle, data: Data, trained: Trained, scored: _Scored, made_of
 def _baseline(parent: Bundle, data: Data, scored: _Scored) -> Any:
     """On the newest part; a season is the parent's, since the newest part may be shorter than one."""
     late, first = scored.newest(data), int(data.newest[0])
-    outputs, season = scored.outputs[late], parent.baseline.season
-    return baseline(scored.contract, scored.checked, first, scored.rows[late], outputs, data.times_ms, season=season)
+    return baseline(
+        scored.contract,
+        scored.checked,
+        first,
+        scored.rows[late],
+        scored.outputs[late],
+        data.times_ms,
+        slice_fields=scored.slice_fields,
+        season=parent.baseline.season,
+    )
 
 
 def _training(used: pa.Table, data: Data, scored: _Scored, made_of: Provenance) -> Training:

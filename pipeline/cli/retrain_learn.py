@@ -19,6 +19,7 @@ from pipeline.retraining import recipes, split, window
 from pipeline.retraining.recipes import Job, Trained
 from pipeline.retraining.targets import Target
 from pipeline.retraining.train import Recipe
+from pipeline.scoring.slices import fitting
 from pipeline.scoring.validate import Validated, Validator
 from pipeline.settings import Settings
 
@@ -39,6 +40,8 @@ class Learner:
         )
         events = [name for name in data.rows.column_names if name not in window.FACTS.names and name != SENDER]
         self._events = data.rows.select(events).combine_chunks()
+        #: Of the settings' those that the events have; a worker says what is wrong with others.
+        self.slice_fields = fitting(self._events.schema, settings.events.slice_fields)
         #: Rows to learn from whose label is of a class that the model does not know.
         self.rows_unknown = 0
         #: Rows that the validator refused.
@@ -101,7 +104,8 @@ class Learner:
     def validated(self, contract: FeatureContract) -> Validated:
         """What the validator says of all rows. Raises DataError if it refuses every one."""
         columns = self._events.to_batches()[0]
-        validator = Validator(contract, id_field=self._settings.events.id_field, time_field=None)
+        id_field = self._settings.events.id_field
+        validator = Validator(contract, id_field=id_field, time_field=None, slice_fields=self.slice_fields)
         checked = validator.validate(Decoded(columns, np.arange(columns.num_rows, dtype=np.int64), []))
         if not checked.inputs:
             raise DataError(f"none of the {columns.num_rows:,} labelled events fits the feature contract")

@@ -35,8 +35,10 @@ from pipeline.retraining import features as inference
 from pipeline.retraining import targets
 from pipeline.retraining.features import Fields
 from pipeline.retraining.targets import Target, Task
+from pipeline.scoring.parts import part_names
 from pipeline.scoring.publish import prediction_labels
 from pipeline.scoring.signals import SignalMatrix
+from pipeline.scoring.slices import fitting
 from pipeline.scoring.validate import Validated, Validator
 from pipeline.settings import Settings
 
@@ -60,13 +62,15 @@ def train_bundle(
     task: Task | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    slices: Fields = MappingProxyType({}),
     season: Mapping[str, Any] = MappingProxyType({}),
     progress: Callable[[int, int, float], None] = lambda _epoch, _most, _loss: None,
 ) -> TrainingReport:
     """Train the built-in model on the earlier rows, measure it on the later ones, write the bundle to `out`.
 
     features: columns. fields: column -> (Avro field, Avro type, whether null may occur). time: column to order
-    the rows by; without one they are taken as ordered. Rows without a label are left out. season: as `season_of` gives.
+    the rows by; without one they are taken as ordered. Rows without a label are left out. slices: columns whose values
+    are watched as slices, given like `fields`. season: as `season_of` gives.
     Raises DataError when nothing can be learnt, BundleError when `out` cannot be written.
 
     1. Order the rows; set the newest aside; infer target and contract from the others alone.
@@ -85,7 +89,9 @@ def train_bundle(
     target = targets.infer(rows.column(label), rows_train, label, task)
     contract = FeatureContract(inference.infer(rows.slice(0, rows_train), features, fields), target.output())
 
-    checked = validated(contract, event_columns(rows, features, fields))
+    columns = event_columns(rows, list(dict.fromkeys([*features, *slices])), {**slices, **fields})
+    slice_fields = fitting(columns.schema, [name for name, *_ in slices.values()])
+    checked = validated(contract, columns, slice_fields)
     arrays, kept = checked.inputs[0].arrays, checked.inputs[0].rows
     before = int(np.searchsorted(kept, rows_train))
     if before < train.ROWS_MIN or before == len(kept):
@@ -95,6 +101,7 @@ def train_bundle(
     rows_fit = before - max(1, round(before * recipe.stopping_share))
     fitted = train.fit(architectures.TabularMLP, early, known, contract, rows_fit, recipe, progress)
 
+    seasonal_ms = times_ms(rows, time) if season else None
     late = ModelInputs({name: array[before:] for name, array in arrays.items()}, kept[before:])
     scored_rows, outputs = score(fitted.module, contract, [late])
     measured, confusion = measure(outputs, contract, target.values[scored_rows], target.values[kept[:before]])
@@ -105,7 +112,7 @@ def train_bundle(
         contract=contract,
         weights=loading.weights_of(fitted.module),
         baseline=baseline(
-            contract, checked, rows_train, scored_rows, outputs, times_ms(rows, time) if season else None, **season
+            contract, checked, rows_train, scored_rows, outputs, seasonal_ms, slice_fields=slice_fields, **season
         ),
         training=provenance(rows.select([*features, label]), report),
     )
@@ -128,10 +135,10 @@ def event_columns(rows: pa.Table, features: Sequence[str], fields: Fields) -> pa
     return pa.RecordBatch.from_arrays(arrays, names=names)
 
 
-def validated(contract: FeatureContract, columns: pa.RecordBatch) -> Validated:
+def validated(contract: FeatureContract, columns: pa.RecordBatch, slice_fields: Sequence[str] = ()) -> Validated:
     """What the validator says of all rows. Raises DataError if it refuses every one."""
     decoded = Decoded(columns, np.arange(columns.num_rows, dtype=np.int64), [])
-    checked = Validator(contract, id_field=ID, time_field=None).validate(decoded)
+    checked = Validator(contract, id_field=ID, time_field=None, slice_fields=slice_fields).validate(decoded)
     if not checked.inputs:
         first = f": {checked.rejects[0].message}" if checked.rejects else ""
         raise DataError(f"none of the {columns.num_rows:,} rows fits the feature contract{first}")
@@ -205,15 +212,22 @@ def baseline(
     scored_rows: Longs,
     outputs: Floats,
     times_ms: Longs | None = None,
+    *,
+    slice_fields: Sequence[str] = (),
     **season: Any,
 ) -> Baseline:
     """The baseline of every watched signal on the rows from `first_row`, of which `scored_rows` have outputs.
 
-    times_ms: of all rows. season: keyword arguments of drift.measure_baseline. Raises DataError as that does.
+    Its categories and slices (scoring/parts.py) are those that these rows have. times_ms: of all rows. slice_fields:
+    those that `checked` has texts of. season: keyword arguments of drift.measure_baseline. Raises DataError as it does.
     """
     signals = drift.signal_names(contract)
     n = len(checked.ids) - first_row
-    matrix = SignalMatrix(signals, contract).fill(
+    categories = [codes[first_row:] for codes in checked.categories]
+    texts = [text.slice(first_row) for text in checked.slice_texts]
+    slices = dict(zip(slice_fields, texts, strict=True))
+    signals = (*signals, *part_names(contract, signals, categories, slices, outputs))
+    matrix = SignalMatrix(signals, contract, slice_fields).fill(
         n,
         np.arange(n, dtype=np.int64),
         checked.numbers[first_row:],
@@ -221,6 +235,8 @@ def baseline(
         scored_rows - first_row,
         outputs,
         prediction_labels(outputs, contract),
+        categories,
+        texts,
     )
     times_ms = None if times_ms is None else times_ms[first_row:]
     found: Baseline = drift.measure_baseline(signals, matrix, times_ms, **season)
