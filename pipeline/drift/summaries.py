@@ -192,10 +192,17 @@ class SignalSummariser:
             cuts = _Cuts(self._cuts[chosen])
         values = given[chosen]
         with np.errstate(over="ignore"):
-            whole = np.isfinite(values.sum(axis=1)).all()  # half the time of looking at each
-        missing = None if whole else np.isnan(values)
-        bins = cuts.bins_of(values, missing, self._no_value)
-        sums[chosen], present[chosen] = self._tally(held, chosen, values, bins, missing, starts)
+            whole = np.isfinite(values.sum(axis=1))  # half the time of looking at each
+        bins = cuts.bins_of(values)
+        if whole.all():
+            sums[chosen], present[chosen] = self._tally(held, chosen, values, bins, None, starts)
+        else:
+            # Scores within slices have values in some rows only: the others need not pay for that.
+            missing = np.isnan(values[~whole])
+            bins[~whole] = np.where(missing, self._no_value, bins[~whole])
+            for part, gaps in ((whole, None), (~whole, missing)):
+                rows = chosen[part]
+                sums[rows], present[rows] = self._tally(held, rows, values[part], bins[part], gaps, starts)
         held.counts += n
         held.histograms[self._flags[~raised], 0] += n
         if self._joint is not None:
@@ -220,7 +227,8 @@ class SignalSummariser:
         missing = np.isnan(values)
         held.counts[self._joints] -= n - values.shape[1]
         starts = np.maximum(-((first - starts) // every), 0)  # rounded up: the first of them within the block
-        bins = self._joint_cuts.bins_of(values, missing, self._no_value)
+        bins = self._joint_cuts.bins_of(values)
+        bins[missing] = self._no_value
         return self._tally(held, self._joints, values, bins, missing if missing.any() else None, starts)
 
     def _tally(
@@ -286,16 +294,14 @@ class _Cuts:
         counts = np.isfinite(cuts).sum(axis=1)
         self._having = [int((counts > k).sum()) for k in range(int(counts.max(initial=0)))]
 
-    def bins_of(self, values: Floats, missing: Mask | None, missing_bin: int) -> npt.NDArray[np.uint8]:
-        """Bin of each value (signals, n): the number of cuts below it; `missing_bin` for those that are missing."""
+    def bins_of(self, values: Floats) -> npt.NDArray[np.uint8]:
+        """Bin of each value (signals, n): the number of cuts below it, 0 for NaN."""
         bins = np.zeros(values.shape, dtype=np.uint8)
         above = np.empty(values.shape, dtype=np.bool_)
         count = above.view(np.uint8)  # added as bytes: a bool would be cast, value by value
         for k, having in enumerate(self._having):
             np.greater(values[:having], self._cuts[:having, k, None], out=above[:having])
             bins[:having] += count[:having]
-        if missing is not None:
-            bins[missing] = missing_bin
         return bins
 
 
