@@ -25,13 +25,15 @@ from pipeline.records import Feature, FeatureContract, Floats, Longs
 from pipeline.scoring.slices import TEXT_MAX
 
 OTHER = "(other)"
+NOTHING = np.float32(np.nan)
 #: Values of one category feature. The ninth most frequent has 1/9 of the events at most; a shift among rarer ones that
 #: is as large as that shows in (other).
 VALUES_MAX = 8
 #: Share that a value needs for a signal of its own: of 2,000 rows 20 have it, so that it is known to 22 %.
 VALUE_SHARE_MIN = 0.01
-#: Signals of categories in all: seven features with all of their nine. They cost a worker 0.3 us an event, and a
-#: summary of 64 blocks 64 x 64 x 8 bytes = 33 kB. With more features each gets fewer; beyond 32, the first 32 get two.
+#: Signals of categories in all: seven features with all of their nine. At 0.009 us each (23 of three features: 0.2) they
+#: cost a worker 0.6 us an event, and a summary of 64 blocks 64 x 64 x 8 bytes = 33 kB. With more features each gets
+#: fewer; of more than 32, the first 32 get two.
 CATEGORY_SIGNALS_MAX = 64
 #: Slices of one field, and the share that makes one: of 5 % each block of 8 values takes 160 events, and the 128 that
 #: the monitor wants before it compares take 20,480.
@@ -42,7 +44,8 @@ SLICE_SHARE_MAX = 1 - SLICE_SHARE_MIN
 #: Outputs watched within a slice, of many classes those that score highest: of ten classes those four have two fifths
 #: of the probability at least.
 SLICE_OUTPUTS_MAX = 4
-#: Signals of slices in all: four fields of four slices with a share and one score each, or two of three classes.
+#: Signals of slices in all: four fields of four slices with a share and one score each, or two of three classes. At
+#: 0.026 us each (14 of two fields: 0.36), since scores within have gaps, they cost a worker 0.8 us an event.
 SLICE_SIGNALS_MAX = 32
 
 #: Names that are taken together or not at all.
@@ -215,7 +218,7 @@ class _Category:
     def fill(self, matrix: Floats, rows: Longs | None, codes: Longs) -> None:
         found = (self._place[codes] == self._numbers).astype(np.float32)
         if codes.min(initial=0) < 0:
-            found[:, codes < 0] = np.nan
+            found[:, codes < 0] = NOTHING
         _write(matrix, self._columns, rows, found)
 
 
@@ -227,9 +230,9 @@ class _Slices:
         self._values = pa.array(values, pa.string())
         self._columns = np.array([*shares.values()], dtype=np.int64)
         self._numbers = np.array([values.index(value) for value in shares], dtype=np.int32)[:, None]
-        self._scores: dict[int, list[tuple[int, int]]] = {}
-        for value, output, column in scores:
-            self._scores.setdefault(values.index(value), []).append((output, column))
+        self._score_columns = np.array([column for _, _, column in scores], dtype=np.int64)
+        self._score_outputs = np.array([output for _, output, _ in scores], dtype=np.int64)
+        self._score_numbers = np.array([values.index(value) for value, _, _ in scores], dtype=np.int32)[:, None]
 
     def fill(self, matrix: Floats, rows: Longs | None, texts: pa.Array, scored_rows: Longs, outputs: Floats) -> None:
         places: npt.NDArray[np.int32] = pc.index_in(texts, value_set=self._values).fill_null(-1).to_numpy()
@@ -239,13 +242,11 @@ class _Slices:
             spread = np.full(len(matrix), -1, dtype=np.int32)
             spread[rows] = places
             places = spread
-        if len(scored_rows) < len(matrix):
-            places = places[scored_rows]
-        for place, pairs in self._scores.items():
-            inside = np.flatnonzero(places == place)
-            target = inside if len(scored_rows) == len(matrix) else scored_rows[inside]
-            for output, column in pairs:
-                matrix[target, column] = outputs[inside, output]
+        if len(self._score_columns):
+            scored = None if len(scored_rows) == len(matrix) else scored_rows
+            inside = (places if scored is None else places[scored]) == self._score_numbers
+            # All slices of the field at once: of 64 rows, as a slow stream has them, a call costs more than its work.
+            _write(matrix, self._score_columns, scored, np.where(inside, outputs.T[self._score_outputs], NOTHING))
 
 
 def _write(matrix: Floats, columns: Longs, rows: Longs | None, values: Floats) -> None:
