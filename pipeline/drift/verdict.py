@@ -54,10 +54,8 @@ def verdict(
     if around is not None and around.high < _bound(around):
         held = f"{_mean(around.signal, around.before_mean)} before, {_mean(around.signal, around.after_mean)} since"
         slices = confined_to(signals)
-        what = (
-            f"outputs moved {slices_told(slices)}, accuracy there holds" if slices else "inputs moved, accuracy holds"
-        )
-        told = f"{what} (errors {held}, {around.after_count:,} labels)"
+        moved = f"outputs moved {slices_told(slices)}, accuracy there" if slices else "inputs moved, accuracy"
+        told = f"{moved} holds (errors {held}, {around.after_count:,} labels)"
         return Verdict("virtual", "minor", f"{told}: no need to retrain; watch errors")
     severity = severity_of(signals)
     advice = advice_for(severity, signals, since, window_events)

@@ -73,6 +73,21 @@ def test_regressions_are_judged_by_their_absolute_error(spread: float, holds: bo
     assert (told(found, ONE) is not None) == holds
 
 
+def test_a_slice_is_judged_by_its_own_outcomes() -> None:
+    """Its errors are too few to move those of all; without enough of them, or without the slice, nothing is known."""
+    half = np.where(np.arange(ROWS) % 2, "a", "b")
+    good, bad = outcomes(0.03, 0.03, 1), outcomes(0.03, 0.3, 1)
+    outputs = np.where(half[:, None] == "a", bad.outputs, good.outputs)
+    found = Scored(outputs, good.truth, good.times_ms, {"shop": half})
+    holds = told(found, TWO, 700, "score:yes@shop=b")
+    assert holds.startswith("outputs moved in slice shop=b only, accuracy there holds (errors ")
+    assert "750 labels" in holds
+    assert told(found, TWO, 700, "score:yes@shop=a") is None
+    assert told(found, TWO, 1_000, "score:yes@shop=b") is None
+    assert told(good, TWO, 700, "score:yes@shop=b") is None
+    assert "1,500 labels" in told(good, TWO, 1_000, "score:yes@shop=b", "score:yes")
+
+
 def test_errors_that_raised_a_trigger_are_not_held_against_it() -> None:
     """Nor is one that says nothing of signals."""
     assert of_inputs(trigger("feature:a", "score:b"))
