@@ -3,6 +3,8 @@
 import json
 from collections.abc import Iterator
 
+from pipeline.cli.context import printable
+from pipeline.drift.parts import SHARES, slice_score
 from pipeline.models import bundle as bundles
 from pipeline.records import Feature
 
@@ -21,6 +23,8 @@ def described(bundle: bundles.Bundle) -> Iterator[tuple[str, str]]:
     signals = len(manifest.baseline.signals)
     blocks = f"{signals} signals in blocks of {manifest.baseline.block_events} events"
     yield "drift", blocks if signals else "not watched: packed without data"
+    if parts := [s.name for s in manifest.baseline.signals if s.name.startswith(SHARES) or slice_score(s.name)]:
+        yield "of them of parts", printable(", ".join(parts))
     if manifest.training.data_sha256:
         yield "data", f"SHA-256 {manifest.training.data_sha256}"
 

@@ -75,7 +75,7 @@ class EventSettings(Section):
         default_factory=list,
         max_length=SLICE_FIELDS_MAX,
         description=f"Up to {SLICE_FIELDS_MAX} fields whose values travel with each prediction, to tell accuracy per "
-        "value; with commas in the environment",
+        "value; what the model was packed with is watched for drift; with commas in the environment",
     )
 
     @field_validator("slice_fields", mode="before")

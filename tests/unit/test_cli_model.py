@@ -85,6 +85,41 @@ def test_train_in_a_project_fits_its_events(folder: Path) -> None:
     assert first.model_version == second.model_version
 
 
+def test_train_watches_the_slices_of_the_settings(folder: Path) -> None:
+    """Fields that are no features as well; the bundle, `model show` and an evaluation have their signals."""
+    init = ["init", "p", "--data", "orders.csv", "--label", "fraud", "--time", "at", "--key", "the shop"]
+    assert CliRunner().invoke(make_app(), init).exit_code == 0
+    settings = folder / "p" / "pipeline.toml"
+    text = settings.read_text("utf-8").replace("[events]", '[events]\nslice_fields = ["the_shop", "gone", "amount"]')
+    settings.write_text(text, "utf-8")
+
+    def told(*arguments: str) -> str:
+        result = CliRunner().invoke(make_app(), ["--config", "p/pipeline.toml", *arguments])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    told("model", "train", "--data", "orders.csv", "--out", "p/models/next")
+    watched = {s.name: s for s in bundles.read(folder / "p" / "models" / "next").baseline.signals}
+    assert watched["slice:the_shop=a"].mean == 0.5
+    assert watched["score:1@the_shop=b"].count == 40
+    shown = " ".join(told("model", "show", "p/models/next").split())
+    assert "score:1@the_shop=b" in shown
+    evaluated = json.loads(
+        told("evaluate", "--data", "orders.csv", "--bundle", "p/models/next", "--slice", "fraud", "--json")
+    )
+    counts = {s["signal"]: s["count"] for s in evaluated["drift"]["signals"]}
+    assert (counts["slice:the_shop=a"], counts["score:1@the_shop=a"]) == (400, 200)
+
+
+def test_pack_watches_the_slices_that_the_data_has(folder: Path, net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no column, or makes no slices, is left out: a worker will say what is wrong with it."""
+    monkeypatch.setenv("PIPELINE__EVENTS__SLICE_FIELDS", "fraud,gone")
+    pack(net, "--data", "orders.csv")
+    names = [s.name for s in bundles.read(folder / "models" / "candidate").baseline.signals]
+    parts = [name for name in names if "fraud" in name]
+    assert parts == ["slice:fraud=0", "score:1@fraud=0", "slice:fraud=1", "score:1@fraud=1"]
+
+
 def test_train_says_what_of_a_schema_it_cannot_use(folder: Path) -> None:
     """Fields of other types, and fields the file lacks, are named and left out; without any left it ends."""
     fields = [

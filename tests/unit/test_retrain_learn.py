@@ -129,6 +129,17 @@ def test_a_successor_takes_the_season_over(tmp_path: Path) -> None:
     assert seasonal.signals[0].variance > plain.signals[0].variance + 100  # there was no season: it puts one in
 
 
+def test_a_successor_watches_the_slices_of_today(tmp_path: Path) -> None:
+    """Of the newest part, whatever its parent's baseline had; a field that the events lack is left out."""
+    parent, data = parent_of(tmp_path, "two"), data_of(market("two"))
+    settings = Settings.model_validate({"events": {"slice_fields": ["shop", "gone"]}})
+    learner = Learner(settings, parent, data, 0, lambda *_: None)
+    baseline = _baseline(parent, data, _scored(load_module(parent), parent.contract, learner, data))
+    parts = [s.name for s in baseline.signals if "shop" in s.name and not s.name.startswith("null:")]
+    assert len(parts) == 4
+    assert {*parts} >= {"category:shop=(other)", "score:up@shop=a", "score:up@shop=b"}
+
+
 def test_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     """Refused by the validator, or of a class that the model does not know; the rest is learnt from."""
     parent, rows = parent_of(tmp_path, "two"), market("two", seed=1)
