@@ -21,9 +21,9 @@ Severity = Literal["minor", "major", "critical"]
 #: The usual reading of PSI: below 0.1 little has changed, from 0.25 on much has.
 PSI_MINOR, PSI_MAJOR = 0.1, 0.25
 
-#: Values of a slice since the change whose PSI counts: it is 15 / 200 = 0.075 by chance over 16 bins, as for the whole
-#: stream at the monitor's EVIDENCE_EVENTS_MIN, when a slice may have a twentieth of them.
-PART_VALUES_MIN = 200
+#: A slice may have a twentieth of the events since a change. Of n of its values PSI is 15 / n by chance over 16 bins,
+#: and scatters by sqrt(2 x 15) / n: mean and two deviations, 26 / n, are taken off before it is read.
+PART_CHANCE = 26.0
 
 
 def divergences(histogram: Doubles, baseline: SignalBaseline) -> tuple[float, float]:
@@ -67,8 +67,8 @@ def severity_of(signals: list[SignalEvidence]) -> Severity:
     within = {s.signal for s in signals if slice_score(s.signal) is not None}
     if any(s.psi >= PSI_MAJOR and s.signal.startswith(OUTPUTS) and s.signal not in within for s in signals):
         return "critical"
-    telling = (s for s in signals if s.signal not in within or s.after_count >= PART_VALUES_MIN)
-    return "major" if any(s.psi >= PSI_MINOR for s in telling) else "minor"
+    beyond = (s.psi - (PART_CHANCE / max(1, s.after_count) if s.signal in within else 0.0) for s in signals)
+    return "major" if any(psi >= PSI_MINOR for psi in beyond) else "minor"
 
 
 def advice_for(

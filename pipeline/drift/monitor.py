@@ -24,6 +24,7 @@ from pipeline.drift.evidence import (
 from pipeline.drift.history import History, Stretch, evidence_ranges, training_ranges
 from pipeline.drift.joint import PREFIX, leans_on
 from pipeline.drift.merge import DATING_BLOCKS, RoundMerger
+from pipeline.drift.parts import moved_by_slices, slice_score, strength
 from pipeline.drift.spread import SpreadScan, scatters
 from pipeline.records import Baseline, BatchSummary, RetrainingTrigger, SignalBaseline, SignalEvidence
 
@@ -94,6 +95,7 @@ class DriftMonitor:
         together = baseline.joint.features if baseline.joint else ()
         self._factors = [self._names.index(f"feature:{name}") for name in together]
         self._leans = leans_on(baseline.joint) if baseline.joint else {}
+        self._variances = {s.name: s.variance * cautious_time(s) for s in baseline.signals}
         self._merger = RoundMerger()
         self._history = History([len(s.histogram) for s in baseline.signals])
         delta, watched = self._settings.delta, sum(s.count > 0 for s in baseline.signals)
@@ -265,11 +267,21 @@ class DriftMonitor:
                 name = "moved" if detector.strength_at(lead.start_event) >= MOVED_Z else None
             if name is not None:
                 signals.append(signal_evidence(index, baseline, name, before, after))
+            elif detector is not None and slice_score(baseline.name) and lead.detector != "baseline":
+                # Its blocks are long, and may not tell yet what the history does.
+                found = signal_evidence(index, baseline, "moved", before, after)
+                signals += [found] if strength(found, self._variances[baseline.name]) >= MOVED_Z else []
         signals = sorted(self._own(signals), key=lambda s: -s.psi)
         return self._describe(lead, signals, earlier, after)
 
     def _own(self, signals: list[SignalEvidence]) -> list[SignalEvidence]:
-        """Without joint signals where one of their features moved by itself: products move with their factors."""
+        """Without what moved only with something else.
+
+        Joint signals where one of their features moved by itself, for products move with their factors; and outputs
+        of the whole stream where a slice moved and the rest did not, unless it is much of the whole.
+        """
+        by_slices = moved_by_slices(signals, self._variances, MOVED_Z)
+        signals = [s for s in signals if s.psi >= PSI_MAJOR or s.signal not in by_slices]
         together = self._baseline.joint.features if self._baseline.joint else ()
         alone = any(s.signal in (f"feature:{name}", f"null:{name}") for s in signals for name in together)
         return [s for s in signals if not (alone and s.signal.startswith(PREFIX))]

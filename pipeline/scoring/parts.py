@@ -31,9 +31,9 @@ NOTHING = np.float32(np.nan)
 VALUES_MAX = 8
 #: Share that a value needs for a signal of its own: of 2,000 rows 20 have it, so that it is known to 22 %.
 VALUE_SHARE_MIN = 0.01
-#: Signals of categories in all: seven features with all of their nine. At 0.009 us each (23 of three features: 0.2) they
-#: cost a worker 0.6 us an event, and a summary of 64 blocks 64 x 64 x 8 bytes = 33 kB. With more features each gets
-#: fewer; of more than 32, the first 32 get two.
+#: Signals of categories in all: seven features with all of their nine. At 0.009 us each (23 of three features: 0.2)
+#: they cost a worker 0.6 us an event, and a summary of 64 blocks 64 x 64 x 8 bytes = 33 kB. With more features each
+#: gets fewer; of more than 32, the first 32 get two.
 CATEGORY_SIGNALS_MAX = 64
 #: Slices of one field, and the share that makes one: of 5 % each block of 8 values takes 160 events, and the 128 that
 #: the monitor wants before it compares take 20,480.

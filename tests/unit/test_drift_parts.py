@@ -7,7 +7,7 @@ from benchmarks.drift import watch
 from pipeline.drift import measure_baseline, signal_names
 from pipeline.drift.bins import is_indicator, kind_of
 from pipeline.drift.evidence import advice_for, severity_of
-from pipeline.drift.parts import SliceScore, confined_to, only_slices, slice_score
+from pipeline.drift.parts import SliceScore, confined_to, moved_by_slices, only_slices, slice_score
 from pipeline.drift.seasons import Deseasoner
 from pipeline.drift.spread import scatters
 from pipeline.records import Baseline, Feature, FeatureContract, Floats, Longs, OutputContract, Season, SignalEvidence
@@ -74,15 +74,34 @@ def test_a_value_that_never_came_before_is_seen() -> None:
     assert advice.startswith("inputs moved (share of other values of weather 0 -> 0.0")
 
 
-def test_a_slice_that_moves_alone_is_named() -> None:
-    """Half a standard deviation in a fifth of the stream: the whole moves by a tenth, which is nobody's drift."""
-    ((read, signals, severity, advice),) = triggers(*stream(5, moved="east", by=0.5), 5)
+@pytest.mark.parametrize("seed", [3, 5, 13])
+def test_a_slice_that_moves_alone_is_named(seed: int) -> None:
+    """Half a standard deviation in a fifth of the stream: the whole moves by a tenth, and only for that reason."""
+    ((read, signals, severity, advice),) = triggers(*stream(seed, moved="east", by=0.5), seed)
     assert 0 < read < 4_000
     assert signals == ["score:output0@region=east"]
     assert severity in ("minor", "major")
     assert advice.startswith(
         "the model's outputs moved in slice region=east only, its inputs did not noticeably: retrain"
     )
+
+
+@pytest.mark.parametrize("by", [1.0, 2.0])
+def test_a_slice_that_moves_far_is_named_as_well(by: float) -> None:
+    """The whole alarms first, by mean or spread, and the slice has few values by then: the rest says it stays."""
+    ((read, signals, severity, advice),) = triggers(*stream(3, moved="east", by=by), 3)
+    assert 0 < read < 1_000
+    assert signals == ["score:output0@region=east"]
+    assert severity == "major"
+    assert "in slice region=east only" in advice
+
+
+def test_much_of_the_whole_is_the_whole() -> None:
+    """Two deviations in half of the stream: critical, and the slice is named in the evidence."""
+    ((_, signals, severity, advice),) = triggers(*stream(3, moved="south", by=2.0), 3)
+    assert signals == ["score:output0@region=south", "score:output0"]
+    assert severity == "critical"
+    assert "slice" not in advice
 
 
 def test_a_whole_that_moves_is_no_matter_of_slices() -> None:
@@ -126,6 +145,23 @@ def test_slices_are_told_only_where_the_whole_stayed() -> None:
     assert len(confined_to([south, north])) == 2
     assert confined_to([north, evidence("feature:x")]) == []
     assert only_slices([north, evidence("score:a")]) == only_slices([north, evidence("class:a")]) == []
+
+
+def test_the_whole_moves_by_a_slice_where_the_rest_stays() -> None:
+    """Its score and class; not where the rest moved too, or is too small to tell."""
+    variances = {"score:a": 1.0}
+    north = SignalEvidence("score:a@r=n", "adwin", 0.0, 1.0, 1_500, 300, 0.1, 0.3)
+
+    def explained(*means: float, before: int = 5_000, after: int = 1_000) -> set[str]:
+        whole = SignalEvidence("score:a", "moved", *means, before, after, 0.1, 0.1)
+        return moved_by_slices([north, whole], variances, 3.9)
+
+    assert explained(0.0, 0.3) == {"score:a", "class:a"}  # 0.3 is 1.0 of the slice's 30 %, and 0 of the rest
+    assert explained(0.0, 1.0) == set()
+    assert explained(0.0, 0.97, before=1_550, after=310) == set()
+    assert explained(0.0, 1.0, before=1_500, after=300) == set()
+    assert moved_by_slices([north], variances, 3.9) == {"score:a", "class:a"}
+    assert moved_by_slices([evidence("score:a")], variances, 3.9) == set()
 
 
 @pytest.mark.parametrize(
