@@ -2,7 +2,8 @@
 
 Events go out at a steady rate; from the moment one is handed to its producer until its prediction has reached a
 consumer, all on one clock: both run in this process, the worker in its own. Every prediction is checked.
-With --swap another model is released half-way, and p99 is told of before, of the swap's SWAP_S, and of after.
+With --swap another model is released every SWAP_EVERY_S, and p99 is told of the SWAP_S from each release on, of all
+swaps together, and of the time between them.
 """
 
 import argparse
@@ -32,7 +33,9 @@ TICK_S = 0.002
 WARM_UP_S = 20.0
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 #: From the release on: fetching, loading, warming up and swapping take about one second of it.
-SWAP_S = 5.0
+SWAP_S = 3.0
+#: One swap alone is at the mercy of what else the machine does in its seconds; of several, and as much time between.
+SWAP_EVERY_S = 8.0
 
 
 class _Latencies:
@@ -84,7 +87,7 @@ def measure(
         worker = subprocess.Popen(
             ours.command(job_, folder / name, {"delivery.mode": mode}), stdout=log, stderr=subprocess.STDOUT
         )
-        release = _Release(folder / name, WARM_UP_S + seconds / 2) if swap else None
+        release = _Releases(folder / name, max(1, int(seconds / SWAP_EVERY_S))) if swap else None
         try:
             sent_s = _send(bootstrap_servers, job_.input_topic, events, rate)
             give_up = time.monotonic() + 60.0
@@ -109,46 +112,50 @@ def measure(
     }
 
 
-class _Release:
-    """Releases another version of the model after some seconds, from a thread of this process."""
+class _Releases:
+    """Releases other versions of the model, one after the other, from a thread of this process."""
 
-    VERSION = "2"
-
-    def __init__(self, project: Path, after_s: float) -> None:
-        self._project, self.at_s = project, np.inf
-        self._timer = threading.Timer(after_s, self._release)
-        self._timer.daemon = True
-        self._timer.start()
+    def __init__(self, project: Path, swaps: int) -> None:
+        self._project, self._swaps, self.at_s = project, swaps, list[float]()
+        self._thread = threading.Thread(target=self._release, daemon=True)
+        self._thread.start()
 
     def _release(self) -> None:
+        began = time.monotonic()
         settings = load(self._project / "pipeline.toml", environment={})
-        packed = ours.bundle()
-        successor = bundles.make(
-            model_id=packed.model_id,
-            model_version=self.VERSION,
-            architecture=packed.architecture,
-            contract=packed.contract,
-            weights=packed.weights,
-            baseline=packed.baseline,
-        )
-        model = fetching.publish(successor, settings.releases.store, settings.root)
-        decision = releasing.decide(settings, "benchmark", "swap")
-        self.at_s = time.monotonic()
-        releasing.open_releases(settings).change(decision, lambda state: releases.release(state, model, decision))
+        log, packed = releasing.open_releases(settings), ours.bundle()
+        for number in range(self._swaps):
+            version = f"{job.MODEL_VERSION}.{number}"
+            model = fetching.publish(replace(packed, version), settings.releases.store, settings.root)
+            decision = releasing.decide(settings, "benchmark", "swap")
+            time.sleep(max(0.0, began + WARM_UP_S + (number + 0.5) * SWAP_EVERY_S - time.monotonic()))
+            self.at_s.append(time.monotonic())
+            log.change(decision, lambda state, model=model, decision=decision: releases.release(state, model, decision))  # type: ignore[misc]
 
     def told(self, sent_s: npt.NDArray[np.float64], latencies_ms: npt.NDArray[np.float64], log: Path) -> dict[str, Any]:
-        """p99 before, in and after the swap. Raises RuntimeError if there was none."""
-        self._timer.join()
-        if f'"version": "{self.VERSION}"' not in log.read_text("utf-8"):
+        """p99 in the swaps and between them. Raises RuntimeError if one did not come about."""
+        self._thread.join()
+        if log.read_text("utf-8").count('"event": "in service"') < 1 + self._swaps:
             raise RuntimeError(f"no swap: {log.read_text('utf-8')[-2000:]}")
-        parts = {
-            "before": sent_s < self.at_s,
-            "swap": (sent_s >= self.at_s) & (sent_s < self.at_s + SWAP_S),
-            "after": sent_s >= self.at_s + SWAP_S,
+        swapping = np.any([(sent_s >= at) & (sent_s < at + SWAP_S) for at in self.at_s], axis=0)
+        p99 = {
+            "between": float(np.nanquantile(latencies_ms[~swapping], 0.99)),
+            "swap": float(np.nanquantile(latencies_ms[swapping], 0.99)),
         }
-        p99 = {part: float(np.nanquantile(latencies_ms[rows], 0.99)) for part, rows in parts.items()}
         told = {f"p99_{part}_ms": round(value, 1) for part, value in p99.items()}
-        return {**told, "p99_swap_to_before": round(p99["swap"] / p99["before"], 2)}
+        return {"swaps": self._swaps, **told, "p99_swap_to_between": round(p99["swap"] / p99["between"], 2)}
+
+
+def replace(packed: bundles.Bundle, version: str) -> bundles.Bundle:
+    """The same model under another version."""
+    return bundles.make(
+        model_id=packed.model_id,
+        model_version=version,
+        architecture=packed.architecture,
+        contract=packed.contract,
+        weights=packed.weights,
+        baseline=packed.baseline,
+    )
 
 
 def _send(bootstrap_servers: str, topic: str, events: int, rate: int) -> npt.NDArray[np.float64]:
@@ -172,7 +179,7 @@ def main(given: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__)
     parser.add_argument("--rate", type=int, default=2_000, help="events a second")
     parser.add_argument("--seconds", type=float, default=20.0, help="of measurement, after the warm-up")
-    parser.add_argument("--swap", action="store_true", help="release another model half-way")
+    parser.add_argument("--swap", action="store_true", help="release another model every few seconds")
     parser.add_argument("--modes", default="at_least_once,exactly_once")
     parser.add_argument("--bootstrap-servers", help="a running broker; default: an embedded Kafka")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
