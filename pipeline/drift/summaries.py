@@ -26,7 +26,7 @@ CHUNK_ROWS = 2048
 #: the rows of the summary before it would have been about so many.
 JOINT_ROWS = 4096
 #: Blocks a summary holds before neighbours are joined: 64 keep the detectors' resolution at 1/64 of a
-#: commit interval, and 40 signals' means at 20 kB.
+#: commit interval, and the means of 50 signals at 26 kB.
 BLOCKS_MAX = 64
 
 
