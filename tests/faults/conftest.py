@@ -22,6 +22,11 @@ LONG = {
     "test_too_few_replicas_in_sync",
     "test_a_leader_is_paused",
     "test_a_worker_joins_while_the_model_is_slow",
+    "test_a_model_slower_than_the_poll_interval",
+    "test_many_keys_in_many_partitions",
+    "test_a_transaction_that_outlived_its_time_is_begun_anew",
+    "test_a_stop_keeps_its_deadline_while_no_node_answers",
+    "test_a_schedule_killed_at_every_step_trains_once",
 }
 
 

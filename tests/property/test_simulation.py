@@ -23,7 +23,7 @@ from tests.simulation.brokers import Cluster
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 #: About 40 a second on an idle core, 10 while coverage is measured; what `make matrix` adds to them.
-SEEDS, SEEDS_MORE = 500, 4_000
+SEEDS, SEEDS_MORE = 200, 4_300
 #: A defence that is missing shows within these; most within the first twenty.
 SEEDS_WITHOUT = 400
 
