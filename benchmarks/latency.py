@@ -22,7 +22,6 @@ import numpy.typing as npt
 from benchmarks import clients, job, ours, verify
 from benchmarks.run import broker
 from pipeline.cli import releasing
-from pipeline.models import bundle as bundles
 from pipeline.models import fetching, releases
 from pipeline.settings import load
 
@@ -123,10 +122,10 @@ class _Releases:
     def _release(self) -> None:
         began = time.monotonic()
         settings = load(self._project / "pipeline.toml", environment={})
-        log, packed = releasing.open_releases(settings), ours.bundle()
-        for number in range(self._swaps):
-            version = f"{job.MODEL_VERSION}.{number}"
-            model = fetching.publish(replace(packed, version), settings.releases.store, settings.root)
+        log = releasing.open_releases(settings)
+        successors = [ours.bundle(version=f"{job.MODEL_VERSION}.{number}") for number in range(self._swaps)]
+        models = [fetching.publish(made, settings.releases.store, settings.root) for made in successors]
+        for number, model in enumerate(models):
             decision = releasing.decide(settings, "benchmark", "swap")
             time.sleep(max(0.0, began + WARM_UP_S + (number + 0.5) * SWAP_EVERY_S - time.monotonic()))
             self.at_s.append(time.monotonic())
@@ -144,18 +143,6 @@ class _Releases:
         }
         told = {f"p99_{part}_ms": round(value, 1) for part, value in p99.items()}
         return {"swaps": self._swaps, **told, "p99_swap_to_between": round(p99["swap"] / p99["between"], 2)}
-
-
-def replace(packed: bundles.Bundle, version: str) -> bundles.Bundle:
-    """The same model under another version."""
-    return bundles.make(
-        model_id=packed.model_id,
-        model_version=version,
-        architecture=packed.architecture,
-        contract=packed.contract,
-        weights=packed.weights,
-        baseline=packed.baseline,
-    )
 
 
 def _send(bootstrap_servers: str, topic: str, events: int, rate: int) -> npt.NDArray[np.float64]:

@@ -91,14 +91,16 @@ def _toml(value: Any) -> str:
     return json.dumps(value)
 
 
-def bundle(module: str = "benchmarks.ours:Mlp", arguments: dict[str, Any] | None = None) -> bundles.Bundle:
+def bundle(
+    module: str = "benchmarks.ours:Mlp", arguments: dict[str, Any] | None = None, version: str = job.MODEL_VERSION
+) -> bundles.Bundle:
     """The job's model, packed, with a baseline of its features and scores.
 
     module: the class that wraps the layers; others must have the same weights.
     """
     return bundles.make(
         model_id=job.MODEL_ID,
-        model_version=job.MODEL_VERSION,
+        model_version=version,
         architecture=Architecture(module=module, arguments=arguments or {}),
         contract=CONTRACT,
         weights=loading.weights_of(Mlp()),

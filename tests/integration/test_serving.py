@@ -35,19 +35,8 @@ def make(kafka: str, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[A
 
 def challenger(pipeline: Pipeline, version: str, module: str = "tests.integration.serving_models:Shifted") -> Path:
     """A bundle whose scores are the job's plus one."""
-    packed = ours.bundle(module, {})
     path = pipeline.folder / f"bundle-{version}"
-    bundles.write(
-        bundles.make(
-            model_id=job.MODEL_ID,
-            model_version=version,
-            architecture=packed.architecture,
-            contract=packed.contract,
-            weights=packed.weights,
-            baseline=packed.baseline,
-        ),
-        path,
-    )
+    bundles.write(ours.bundle(module, {}, version), path)
     return path
 
 
