@@ -207,6 +207,10 @@ class ModelIdentity:
 # --------------------------------------------------------------------------- drift
 
 
+#: In a signal's name: every value of a category feature that has no signal of its own.
+OTHER = "(other)"
+
+
 @dataclass(frozen=True, slots=True)
 class SignalBaseline:
     """What one signal looked like on the training data's held-out part.

@@ -10,12 +10,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pipeline.records import SignalEvidence
+from pipeline.records import OTHER, SignalEvidence
 
 #: Signals of what the model says, rather than of what it is given.
 OUTPUTS = ("score:", "class:", "rejected")
 SHARES = ("category:", "slice:")
-OTHER = "(other)"
 #: Characters of a value that are told in a sentence; the evidence has all of it.
 TOLD_MAX = 40
 #: Fields whose shares are told in a sentence, and slices that are.

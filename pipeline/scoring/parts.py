@@ -21,10 +21,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.records import Feature, FeatureContract, Floats, Longs
+from pipeline.records import OTHER, Feature, FeatureContract, Floats, Longs
 from pipeline.scoring.slices import TEXT_MAX
 
-OTHER = "(other)"
 NOTHING = np.float32(np.nan)
 #: Values of one category feature. The ninth most frequent has 1/9 of the events at most; a shift among rarer ones that
 #: is as large as that shows in (other).
