@@ -5,6 +5,7 @@ Guarantees: acks=all, idempotent, no compression, offsets committed after the ou
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -113,16 +114,7 @@ def create_topic(admin: AdminClient, topic: str, partitions: int, replication_fa
     dotted = {key.replace("_", "."): value for key, value in config.items()}
     new = NewTopic(topic, num_partitions=partitions, replication_factor=replication_factor, config=dotted)
     admin.create_topics([new], operation_timeout=REQUEST_TIMEOUT_S)[topic].result(REQUEST_TIMEOUT_S)
-    give_up = time.monotonic() + REQUEST_TIMEOUT_S
-    while True:
-        try:
-            end_offsets(admin, topic, partitions)
-        except KafkaException:
-            if time.monotonic() > give_up:
-                raise
-            time.sleep(0.05)
-        else:
-            return
+    end_offsets(admin, topic, partitions)
 
 
 def delete_topic(admin: AdminClient, topic: str) -> None:
@@ -147,6 +139,8 @@ def end_offsets(admin: AdminClient, topic: str, count: int) -> list[int]:
             if time.monotonic() > give_up:
                 raise
             time.sleep(0.1)
+            with suppress(KafkaException):  # librdkafka may never look again by itself (pipeline.bus.topics)
+                admin.list_topics(timeout=REQUEST_TIMEOUT_S)
 
 
 def committed(bootstrap_servers: str, group: str, topic: str, partitions: int) -> int:

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 
 from benchmarks import clients, job, ours, verify
 from pipeline import codec
 from pipeline.bus import topics
 from pipeline.bus.clients import ClientOptions, make_admin
-from pipeline.records import Reason
+from pipeline.records import Reason, TopicPartition
 from pipeline.testing.breakage import FOREIGN_SCHEMA, WAYS
 
 ROOT = Path(__file__).parents[1]
@@ -255,14 +255,9 @@ def balance(pipeline: Pipeline, events: int) -> dict[str, int]:
 
 def held_up(admin: AdminClient, topic: str) -> dict[int, tuple[int, int]]:
     """Partition -> (last stable offset, end) where a transaction that nobody ends holds readers up."""
-    partitions = range(clients.partition_count(admin, topic))
-    wanted = {TopicPartition(topic, p): OffsetSpec.latest() for p in partitions}
-    found = []
-    for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED):
-        answers = admin.list_offsets(wanted, isolation_level=level, request_timeout=PATIENCE_S)
-        found.append({tp.partition: future.result(PATIENCE_S).offset for tp, future in answers.items()})
-    stable, ends = found
-    return {p: (stable[p], ends[p]) for p in partitions if stable[p] != ends[p]}
+    tps = [TopicPartition(topic, p) for p in range(clients.partition_count(admin, topic))]
+    stable, ends = topics.offsets(admin, tps, committed_only=True), topics.offsets(admin, tps)
+    return {tp.partition: (stable[tp], ends[tp]) for tp in tps if stable[tp] != ends[tp]}
 
 
 def _cycle(ways: list[Any]) -> Any:

@@ -11,13 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import structlog
-from confluent_kafka import IsolationLevel, KafkaException, Message
-from confluent_kafka import TopicPartition as _TopicPartition
-from confluent_kafka.admin import OffsetSpec
+from confluent_kafka import Message
 
 from pipeline.bus.clients import ClientOptions, make_admin
 from pipeline.bus.reading import Span, read, read_to_ends
-from pipeline.bus.topics import REQUEST_TIMEOUT_S, watermarks
+from pipeline.bus.topics import offsets, watermarks
 from pipeline.bus.transactions import TransactionalProducer
 from pipeline.errors import ContractError, DeliveryError, FencedError, TransactionAbortedError, UnreachableError
 from pipeline.records import TopicPartition
@@ -126,22 +124,14 @@ class Journal:
 
     def _settled(self) -> tuple[int, int, int]:
         """First offset, end of what is committed, end: the last two are one, unless a transaction stays open."""
-        admin = make_admin(self._options)
+        admin, partition = make_admin(self._options), TopicPartition(self.topic, 0)
         marks = watermarks(admin, self.topic)
         if len(marks) != 1:
             raise ContractError(f"topic {self.topic}: has {len(marks)} partitions, needs exactly 1 to keep one order")
-        ((first, end),) = marks.values()
+        first, end = marks[partition]
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
-        asked = {_TopicPartition(*TopicPartition(self.topic, 0)): OffsetSpec.latest()}
         while True:
-            answers = admin.list_offsets(
-                asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REQUEST_TIMEOUT_S
-            )
-            try:
-                (stable,) = (future.result().offset for future in answers.values())
-            except KafkaException as error:
-                told = f"topic {self.topic}: offsets cannot be listed: {error.args[0].str()}"
-                raise UnreachableError(told) from error
+            stable = offsets(admin, [partition], committed_only=True)[partition]
             if stable >= end or time.monotonic() >= deadline:
                 return first, min(stable, end), end
             time.sleep(SETTLE_POLL_S)

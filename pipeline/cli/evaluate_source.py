@@ -11,8 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from confluent_kafka import KafkaException, Message
-from confluent_kafka import TopicPartition as _TopicPartition
+from confluent_kafka import Message
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline import codec
@@ -22,9 +21,9 @@ from pipeline.cli.events import COLUMN_ATTRIBUTE, EventEncoder, avro_names, to_t
 from pipeline.cli.training import _ordered, fingerprint
 from pipeline.cli.wiring import connect
 from pipeline.contracts import Registry
-from pipeline.errors import DataError, SchemaError, UnreachableError
+from pipeline.errors import DataError, SchemaError
 from pipeline.models.bundle import Bundle
-from pipeline.records import Longs
+from pipeline.records import Longs, TopicPartition
 from pipeline.retraining import tables
 from pipeline.scoring import fields
 from pipeline.settings import Settings
@@ -280,13 +279,9 @@ def _positions(admin: AdminClient, topic: str, bound: Bound | None, ends: Mappin
     if bound.time_ms is None:
         number = bound.number or 0
         return {p: end + number if number < 0 else number for p, end in ends.items()}
-    asked = {_TopicPartition(topic, p): OffsetSpec.for_timestamp(max(bound.time_ms, 0)) for p in ends}
-    try:
-        answers = admin.list_offsets(asked, request_timeout=topics.REQUEST_TIMEOUT_S)
-        found = {tp.partition: future.result().offset for tp, future in answers.items()}
-    except KafkaException as error:
-        raise UnreachableError(f"topic {topic}: offsets of a time cannot be asked: {error.args[0].str()}") from error
-    return {p: offset if offset >= 0 else ends[p] for p, offset in found.items()}  # -1: no record is that late
+    spec = OffsetSpec.for_timestamp(max(bound.time_ms, 0))
+    found = topics.offsets(admin, [TopicPartition(topic, p) for p in ends], spec)
+    return {tp.partition: offset if offset >= 0 else ends[tp.partition] for tp, offset in found.items()}
 
 
 def _with_label(schema: str, registry: Registry, topic: str, label: str | None) -> str:

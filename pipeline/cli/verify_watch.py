@@ -6,13 +6,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 import numpy as np
-from confluent_kafka import IsolationLevel, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka import Message
+from confluent_kafka.admin import AdminClient
 
 from pipeline.bus.clients import ClientOptions
 from pipeline.bus.reading import Span, read
+from pipeline.bus.topics import offsets
 from pipeline.codec import ColumnarDecoder, load_schema, registry_of
-from pipeline.errors import PipelineError, UnreachableError
+from pipeline.errors import PipelineError
+from pipeline.records import TopicPartition
 from pipeline.settings import Settings
 from pipeline.testing.counting import OutcomeCounter
 
@@ -23,7 +25,6 @@ CONNECT = "__connect.errors."
 RETRY_S = 0.5
 #: An end behind every end: to where the broker says that there is no more.
 FAR = 1 << 62
-REQUEST_TIMEOUT_S = 15.0
 
 
 class Watch:
@@ -115,12 +116,4 @@ def _place(message: Message, topic: str) -> tuple[int, int]:
 def held_back(admin: AdminClient, settings: Settings) -> int:
     """Records, markers among them, that readers of committed ones cannot get at: of transactions nobody has ended."""
     tps = [TopicPartition(settings.topic(role), p) for role in ROLES for p in range(settings.topics.partitions)]
-    ends = []
-    for level in (IsolationLevel.READ_UNCOMMITTED, IsolationLevel.READ_COMMITTED):
-        wanted = {tp: OffsetSpec.latest() for tp in tps}
-        futures = admin.list_offsets(wanted, isolation_level=level, request_timeout=REQUEST_TIMEOUT_S)
-        try:
-            ends.append(sum(future.result().offset for future in futures.values()))
-        except KafkaException as error:
-            raise UnreachableError(f"kafka: offsets cannot be listed: {error.args[0].str()}") from error
-    return int(ends[0] - ends[1])
+    return sum(offsets(admin, tps).values()) - sum(offsets(admin, tps, committed_only=True).values())

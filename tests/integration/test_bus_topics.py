@@ -1,11 +1,13 @@
 """Topics, offsets and lag on a real Kafka."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from benchmarks import clients
 from pipeline import records
 from pipeline.bus import topics
 from pipeline.bus.clients import ClientOptions, make_admin
@@ -130,4 +132,27 @@ def test_an_absent_broker_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UnreachableError, match="group g: offsets cannot be read"):
         topics.committed(nobody, "g", "t")
     with pytest.raises(UnreachableError, match="offsets cannot be listed"):
-        topics._offsets(nobody, [TopicPartition("t", 0)], topics.OffsetSpec.latest())
+        topics.offsets(nobody, [records.TopicPartition("t", 0)])
+
+
+def test_a_client_that_thinks_a_topic_has_no_leaders_looks_again(admin: AdminClient, unique: Unique) -> None:
+    """As librdkafka may for ever, after metadata of a topic just created came too early: only list_topics mends it."""
+    topic = unique("new")
+    clients.create_topic(admin, topic, 1)
+    looked: list[str] = []
+
+    class Blind:
+        def list_topics(self, *args: Any, **kwargs: Any) -> Any:
+            looked.append("again")
+            return admin.list_topics(*args, **kwargs)
+
+        def list_offsets(self, *args: Any, **kwargs: Any) -> Any:
+            if not looked:
+                raise KafkaException(KafkaError(KafkaError._NOENT, "No leaders found"))
+            return admin.list_offsets(*args, **kwargs)
+
+    tp = records.TopicPartition(topic, 0)
+    assert topics.offsets(Blind(), [tp]) == {tp: 0}  # type: ignore[arg-type]
+    looked.clear()
+    assert clients.end_offsets(Blind(), topic, 1) == [0]  # type: ignore[arg-type]
+    assert topics.offsets(admin, []) == {}
