@@ -57,10 +57,10 @@ $(BIN)/pip:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer on the PATH; install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv --clear .venv || { echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
-# Stamps: installed once, and again when pyproject.toml has changed.
+# Stamps: installed once, and again when pyproject.toml or what is compiled has changed.
 .venv/.ready-run: EXTRAS := broker
 .venv/.ready-dev: EXTRAS := broker,test,check
 .venv/.ready-docs: EXTRAS := docs
-.venv/.ready-%: pyproject.toml | $(BIN)/pip
+.venv/.ready-%: pyproject.toml pipeline/bus/_fetch.c | $(BIN)/pip
 	$(PIP) -e ".[$(EXTRAS)]"
 	@touch $@

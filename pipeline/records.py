@@ -29,17 +29,18 @@ class TopicPartition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RecordBatch:
-    """Consecutively fetched records of one topic-partition; parallel lists of length n ≥ 1.
+    """Consecutively fetched records of one topic-partition; parallel sequences of length n ≥ 1.
 
     Offsets ascend strictly but may have gaps (compaction, aborted transactions).
     """
 
     topic: str
     partition: int
-    offsets: list[int]
+    #: As `array("q")` where they come from Kafka: NumPy takes that over as it is.
+    offsets: Sequence[int]
     keys: list[bytes | None]
     values: list[bytes | None]
-    timestamps_ms: list[int]
+    timestamps_ms: Sequence[int]
     #: None when no record of the batch carries headers.
     headers: list[Headers] | None = None
     #: What the records take in memory, at least: keys, values, headers. 0 if nobody counted.

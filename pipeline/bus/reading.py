@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from pipeline.bus.clients import ClientOptions, ErrorLog, make_consumer
-from pipeline.bus.messages import damage_of
+from pipeline.bus.damage import damage_of
+from pipeline.bus.messages import Notice
 from pipeline.errors import ContractError, UnreachableError
 from pipeline.records import RecordBatch
 
@@ -142,7 +143,7 @@ def _belongs(message: Message, left: dict[int, Span]) -> bool:
 
 def _at_end(message: Message, topic: str, left: dict[int, Span], on_end: Callable[[int], None]) -> None:
     """Note the end of a partition: its last offsets may be transaction markers, which are never returned."""
-    if damage := damage_of(message):
+    if damage := damage_of(Notice.of(message)):
         raise damage
     error: KafkaError = message.error()
     code = error.code()

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_STORED, Consumer, KafkaError, KafkaException, Message
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_STORED, Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as _TopicPartition
 
+from pipeline.bus.messages import Notice
 from pipeline.errors import ContractError
 from pipeline.records import TopicPartition
 
@@ -55,13 +56,13 @@ class Resets:
             if tp.offset < 0 and (tp.topic, tp.partition) not in known:
                 tp.offset = self._for_new_group(TopicPartition(tp.topic, tp.partition))
 
-    def answer(self, consumer: Consumer, question: Message) -> _TopicPartition | None:
+    def answer(self, consumer: Consumer, question: Notice) -> _TopicPartition | None:
         """Have the partition of `question`, an error _AUTO_OFFSET_RESET, read on; from where, None if it has gone.
 
         Raises ContractError where going on would jump over records that are there, or may have been.
         """
-        tp = TopicPartition(question.topic(), question.partition())
-        wanted = question.offset()
+        tp = TopicPartition(str(question.topic), question.partition)
+        wanted = question.offset
         begin = self._committed(consumer, tp) if wanted is None or wanted < 0 else self._after_gap(consumer, tp, wanted)
         place = _TopicPartition(*tp, begin)
         if place not in consumer.assignment():

@@ -3,6 +3,7 @@
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -107,17 +108,27 @@ def test_a_slow_agent_stays_in_the_group_with_bounded_work(job: dict[str, Any], 
 
 def test_workers_join_and_leave_under_load(job: dict[str, Any]) -> None:
     """A second and a third worker come and go by SIGTERM: nothing lost, and a clean drain duplicates nothing."""
-    count = 100_000
-    feed = threading.Thread(target=produce, args=(job["servers"], job["source"], count))
-    with app(**job, how="slow", hold_s=0.03) as first:
+    enough, count = threading.Event(), 0
+
+    def feed() -> None:
+        """4,000 a second, of which one worker manages more, until both have come and gone, however slow they are."""
+        nonlocal count
+        while not enough.wait(0.25):
+            produce(job["servers"], job["source"], 1_000, first=count)
+            count += 1_000
+
+    with app(**job, how="slow", hold_s=0.03) as first, ThreadPoolExecutor(1) as feeding:
         first.wait_ready()
-        feed.start()
-        for _ in range(2):
-            with app(**job, how="slow", hold_s=0.03) as other:
-                other.wait_for(lambda other=other: other.done() > 1000)
-                assert other.end() == 0
-                assert other.of("rebalance")
-        feed.join()
+        fed = feeding.submit(feed)
+        try:
+            for _ in range(2):
+                with app(**job, how="slow", hold_s=0.03) as other:
+                    other.wait_for(lambda other=other: other.done() > 1000)
+                    assert other.end() == 0
+                    assert other.of("rebalance")
+        finally:
+            enough.set()
+        fed.result()
         first.wait_for(lambda: lag_of(job) == 0)
         assert first.end() == 0
         assert {m["what"] for m in first.of("rebalance")} == {"assign", "revoke"}
