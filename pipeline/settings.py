@@ -133,6 +133,12 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _precision_is_the_devices(self) -> "Settings":
+        if self.scoring.precision == "int8" and self.model.device.startswith("cuda"):
+            raise ValueError(f"scoring.precision: int8 is for the CPU, and model.device is {self.model.device}")
+        return self
+
+    @model_validator(mode="after")
     def _schedule_is_remembered(self) -> "Settings":
         kept_s = self.topics.retention_hours * 3600
         if self.retraining.every_s >= kept_s:

@@ -239,6 +239,17 @@ def run_once(bundle: bundles.Bundle) -> Any:
     return network
 
 
+def run_as_set(bundle: bundles.Bundle, settings: Settings) -> None:
+    """As run_once, and at the precision of the settings; on the CPU. Raises BundleError, SettingsError."""
+    run_once(bundle)
+    if settings.scoring.precision != "float32":
+        from pipeline.topology.serving import load_model  # noqa: PLC0415  imports faust
+
+        model = settings.model.model_copy(update={"device": "cpu"})
+        scoring = settings.scoring.model_copy(update={"batch_max": 2})
+        load_model(settings.model_copy(update={"model": model, "scoring": scoring}), bundle)
+
+
 def _arguments(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
@@ -281,7 +292,7 @@ def verify(ctx: typer.Context, bundle: BundlePath = None) -> None:
     path = bundle or settings.path(settings.model.bundle)
     found = bundles.read(path)
     try:
-        run_once(found)
+        run_as_set(found, settings)
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from None
     schema_file = settings.path(settings.events.schema_file)

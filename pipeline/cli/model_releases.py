@@ -274,10 +274,10 @@ def _publish(settings: Settings, where: str) -> Model:
 
 def _check(settings: Settings, bundle: Bundle, where: str) -> None:
     """Raise BundleError for a bundle that does not load, run, or fit the project's event schema, if there is one."""
-    from pipeline.cli.model import run_once  # noqa: PLC0415
+    from pipeline.cli.model import run_as_set  # noqa: PLC0415
 
     try:
-        run_once(bundle)
+        run_as_set(bundle, settings)
     except BundleError as error:
         raise BundleError(f"{where}: {error}") from None
     schema_file = settings.path(settings.events.schema_file)

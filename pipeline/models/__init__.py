@@ -8,5 +8,6 @@ environment.py    what a bundle needs of the environment: library versions, an i
 fitting.py        a feature contract beside an Avro event schema
 architectures.py  built-in torch modules
 loading.py        bundle -> torch module
+precisions.py     torch module -> the same in bfloat16 or int8
 devices.py        "auto", "cpu", "cuda:0" -> a device that exists
 """

@@ -10,6 +10,8 @@ from pipeline.sections.base import Name, Section
 #: Each value of each is a time series per metric: ten values of 16 fields are 160 already.
 SLICE_FIELDS_MAX = 16
 
+Precision = Literal["float32", "bfloat16", "int8"]
+
 
 class KafkaSettings(Section):
     """How to reach Kafka."""
@@ -121,6 +123,10 @@ class ScoringSettings(Section):
     batch_max: int = Field(1024, ge=1, le=65536, description="Most rows in one model call")
     step_max: int = Field(
         8192, ge=1, le=65536, description="Most records taken, decoded and published together; models see batch_max"
+    )
+    precision: Precision = Field(
+        "float32",
+        description="What the model computes in; int8: on the CPU only. `pipeline model tune` says what it gains",
     )
     linger_ms: float = Field(0.0, ge=0, le=10_000, description="Wait this long for a fuller batch; 0: take what waits")
     retries_max: int = Field(3, ge=0, le=100, description="Tries after the first when the model raises")

@@ -9,10 +9,10 @@ import structlog
 from pipeline import codec, drift, observe
 from pipeline.bus import topics
 from pipeline.bus.clients import ClientOptions, make_admin
-from pipeline.errors import ContractError, PipelineError, UnreachableError
+from pipeline.errors import ContractError, PipelineError, ScoringError, SettingsError, UnreachableError
 from pipeline.measures.calibrators import Calibrator
 from pipeline.models import bundle as bundles
-from pipeline.models import devices, loading
+from pipeline.models import devices, loading, precisions
 from pipeline.models.calibrations import Calibration
 from pipeline.models.releases import SLOTS, ModelRelease, Releases, Slot
 from pipeline.records import FeatureContract
@@ -32,17 +32,24 @@ FETCH_AGAIN_S = 5.0
 
 
 def load_model(settings: Settings, bundle: bundles.Bundle) -> TorchModel:
-    """The bundle's model on its device, warmed up."""
+    """The bundle's model on its device, at its precision, warmed up. Raises SettingsError where these do not fit."""
+    precision, device = settings.scoring.precision, devices.resolve(settings.model.device)
     model = TorchModel(
-        loading.load_module(bundle),
+        precisions.at_precision(loading.load_module(bundle), precision, device),
         bundle.contract,
         bundle.identity,
         bundle.baseline,
-        device=devices.resolve(settings.model.device),
+        device=device,
         threads=settings.model.threads,
         batch_max=settings.scoring.batch_max,
     )
-    model.warm_up()
+    try:
+        model.warm_up()
+    except ScoringError as error:
+        # A module that reaches into its layers finds no weights there.
+        if precision == "int8" and isinstance(error.__cause__, AttributeError | TypeError):
+            raise SettingsError(f"scoring.precision: int8 does not go with this model: {error}") from error
+        raise
     return model
 
 
@@ -213,12 +220,14 @@ class Serving:
             self._metrics.model(identity, device)
             share = {"share": served.share} if role == "canary" else {}
             calibration = {"calibration": lane.calibration_id} if lane.calibration_id else {}
+            precision = self._settings.scoring.precision
             log.info(
                 "in service",
                 slot=role,
                 model=identity.model_id,
                 version=identity.model_version,
                 device=device,
+                **({} if precision == "float32" else {"precision": precision}),
                 **share,
                 **calibration,
             )
