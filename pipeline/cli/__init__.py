@@ -37,7 +37,7 @@ COMMANDS = {
     "replay": Command("replay", "replay", "Send the rows of a file to the events topic."),
     "tail": Command("tail", "tail", "Print what is on a topic, decoded."),
     "dead-letters": Command("dead_letters", "app", "List what could not be scored, and send it again."),
-    "model": Command("model", "app", "Train, pack, verify, show and release model bundles."),
+    "model": Command("model", "app", "Train, pack, verify, show, tune and release model bundles."),
     "evaluate": Command("evaluate", "evaluate", "Measure a model on a file or a range of a topic; write a report."),
     "quality": Command("quality", "quality", "Show how good the models are now, by the labels that came lately."),
     "calibrate": Command(

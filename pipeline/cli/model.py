@@ -1,4 +1,7 @@
-"""`pipeline model`: train the built-in model, pack one of your own, verify and show bundles (and model_releases.py)."""
+"""`pipeline model`: train the built-in model, pack one of your own, verify and show bundles.
+
+Commands on releases are in model_releases.py, `tune` in model_tune.py.
+"""
 
 import json
 import re
@@ -11,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
-from pipeline.cli import model_releases, render
+from pipeline.cli import model_releases, model_tune, render
 from pipeline.cli.context import say, settings_of, stderr, stdout, table
 from pipeline.cli.inference import Columns
 from pipeline.cli.model_fields import features_of, slices_of
@@ -28,6 +31,7 @@ from pipeline.settings import Settings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(model_releases.app)  # without a name: its commands are `pipeline model`'s own
+app.command("tune")(model_tune.tune)
 
 Overwrite = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 BundlePath = Annotated[
