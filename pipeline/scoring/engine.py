@@ -52,9 +52,9 @@ class TorchModel:
     def score(self, inputs: Arrays) -> Floats:
         """Outputs (n, width) float32, activation applied, NaN left in place, in memory of their own.
 
-        A row's output does not depend on the other rows of the batch, up to 1e-6. Raises ScoringError, naming
-        model and cause, when the module raises (memory running out included) or returns anything else than
-        float32 (n, width). Not thread-safe.
+        A row's output does not depend on the other rows of the batch, up to 1e-6; at a lower precision (see
+        models/precisions.py) up to its rounding. Raises ScoringError, naming model and cause, when the module raises
+        (memory running out included) or returns anything else than float32 (n, width). Not thread-safe.
         """
         n = len(next(iter(inputs.values())))
         try:
