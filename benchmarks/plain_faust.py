@@ -3,18 +3,15 @@
 Faust 0.15 has no switch for an idempotent aiokafka producer; acks=all is its default. The harness stops it.
 """
 
-import io
 import logging
 import sys
 import tempfile
 from typing import Any
 
-import fastavro
 import faust
-import numpy as np
 import torch
 
-from benchmarks import clients, job
+from benchmarks import clients, job, records
 
 TAKE = 512
 #: Seconds to wait for a full batch. With a full topic batches are full; 5 ms only matters at the end.
@@ -43,41 +40,19 @@ def make_app(given: job.Job, datadir: str) -> Any:
     )
     raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
     events, scores = app.topic(given.input_topic, **raw), app.topic(given.output_topic, **raw)
-    reader, writer = fastavro.parse_schema(job.EVENT_SCHEMA), fastavro.parse_schema(job.SCORE_SCHEMA)
-    header = job.wire_header(job.SCORE_SCHEMA_ID)
     model = job.model()
 
     @app.agent(events)  # type: ignore[untyped-decorator, unused-ignore]
     async def score(stream: Any) -> None:
         async for batch in stream.take(TAKE, within=WITHIN_S):
-            records: list[Any] = [_decode(value, reader) for value in batch]
-            features = np.array([[record[name] for name in job.FEATURES] for record in records], np.float32)
-            with torch.inference_mode():
-                outputs = model(torch.from_numpy(features)).squeeze(1).tolist()
+            taken = [records.decode(value) for value in batch]
             acknowledged = []
-            for record, output in zip(records, outputs, strict=True):
-                body = io.BytesIO()
-                body.write(header)
-                fastavro.schemaless_writer(body, writer, _prediction(record, output))
-                acknowledged.append(await scores.send(key=record["key"].encode(), value=body.getvalue()))
+            for event, output in zip(taken, records.score(model, taken), strict=True):
+                acknowledged.append(await scores.send(key=event["key"].encode(), value=records.encode(event, output)))
             for future in acknowledged:  # the batch is done, and may be committed, when the broker has it
                 await future
 
     return app
-
-
-def _decode(value: bytes, schema: Any) -> Any:
-    return fastavro.schemaless_reader(io.BytesIO(value[job.HEADER_BYTES :]), schema, None)
-
-
-def _prediction(record: dict[str, Any], score: float) -> dict[str, Any]:
-    return {
-        "id": record["id"],
-        "key": record["key"],
-        "time": record["time"],
-        "score": score,
-        "model_version": job.MODEL_VERSION,
-    }
 
 
 def main() -> None:
