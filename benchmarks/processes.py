@@ -68,7 +68,8 @@ def run_system(
         cpu_before, rss_max = _watch(tree, outputs, events, stall_s, progress)
         if not ends_itself:
             _wait(lambda: committed() >= events or tree.ended(), LEAVE_S)
-            rss_max = max(rss_max, sample(process.pid)[1])
+        cpu_last, rss_last = sample(process.pid)
+        if not ends_itself:
             tree.terminate()
         if not _wait(tree.ended, LEAVE_S):
             raise SystemFailedError(f"still there {LEAVE_S:g} s after its last output; {tail(log)}")
@@ -76,7 +77,9 @@ def run_system(
             raise SystemFailedError(f"ended with status {tree.status}; {tail(log)}")
     finally:
         tree.kill()
-    return Usage(time.monotonic() - began, tree.cpu_s, tree.cpu_s - cpu_before, rss_max)
+    # Of a child that nobody waited for (Spark's JVM), the kernel's sum at the end knows nothing.
+    cpu_s = max(cpu_last, tree.cpu_s)
+    return Usage(time.monotonic() - began, cpu_s, cpu_s - cpu_before, max(rss_max, rss_last))
 
 
 def _watch(
