@@ -7,67 +7,22 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from confluent_kafka import KafkaException
 
-from benchmarks import clients, ours, report, verify
+from benchmarks import clients, report, verify
 from benchmarks.job import PARTITIONS, Job
 from benchmarks.load import load
 from benchmarks.processes import SystemFailedError, run_system
+from benchmarks.rivals import environments
+from benchmarks.systems import CORE, SYSTEMS
 
 HERE = Path(__file__).parent
 HEAP_MB = 1536
-
-
-@dataclass(frozen=True)
-class System:
-    """How a system is started, and how its output is read."""
-
-    label: str
-    #: The command line of a run; the folder is the run's own.
-    command: Callable[[Job, Path], list[str]]
-    reader: Callable[[], verify.Reader]
-    ends_itself: bool = True
-    #: Slow systems get fewer events; the table says so.
-    events_max: int | None = None
-    #: Consumer group of a run, where the system makes the name itself.
-    group: Callable[[str], str] = lambda group: group
-
-
-def _module(name: str) -> Callable[[Job, Path], list[str]]:
-    return lambda job, _folder: [sys.executable, "-m", f"benchmarks.{name}", *job.arguments()]
-
-
-SYSTEMS: dict[str, System] = {
-    "echo": System("limit: raw consume → produce echo", _module("echo"), lambda: verify.read_events),
-    "hand": System("hand-written loop", _module("hand_written"), lambda: verify.read_scores),
-    "ours": System(
-        "pipeline", ours.command, lambda: verify.read_predictions(ours.prediction_schema()), False, None, ours.group
-    ),
-    "exact": System(
-        "pipeline, exactly once",
-        lambda job, folder: ours.command(job, folder, {"delivery.mode": "exactly_once"}),
-        lambda: verify.read_predictions(ours.prediction_schema()),
-        False,
-        None,
-        ours.group,
-    ),
-    "bare": System(
-        "pipeline, no drift summaries, no metrics",
-        lambda job, folder: ours.command(job, folder, {"drift.enabled": False, "observe.enabled": False}),
-        lambda: verify.read_predictions(ours.prediction_schema()),
-        False,
-        None,
-        ours.group,
-    ),
-    "faust": System(
-        "plain Faust (aiokafka, take 512, fastavro)", _module("plain_faust"), lambda: verify.read_scores, False, 50_000
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -94,6 +49,7 @@ class Bench:
                 ends_itself=system.ends_itself,
                 committed=lambda: self.committed(name, job),
                 progress=_Progress(f"round {number} {name}", events),
+                stall_s=system.stall_s,
             )
             outputs = verify.read(self.bootstrap_servers, job.output_topic, f"{run}.verify", system.reader())
         except (SystemFailedError, KafkaException, TimeoutError, ValueError) as error:
@@ -114,9 +70,11 @@ class Bench:
         )
 
     def committed(self, name: str, job: Job) -> int:
-        """Inputs that a run's group has committed."""
-        group = SYSTEMS[name].group(job.group)
-        return clients.committed(self.bootstrap_servers, group, job.input_topic, PARTITIONS)
+        """Inputs that a run's group has committed; all of them, for a system that commits to no group."""
+        group = SYSTEMS[name].group
+        if group is None:
+            return job.events
+        return clients.committed(self.bootstrap_servers, group(job.group), job.input_topic, PARTITIONS)
 
 
 class _Progress:
@@ -148,14 +106,17 @@ def broker(bootstrap_servers: str | None) -> Iterator[tuple[str, str]]:
 
 def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--systems", default=",".join(SYSTEMS), help=f"comma-separated, of {', '.join(SYSTEMS)}")
+    parser.add_argument("--systems", help=f"comma-separated, of {', '.join(SYSTEMS)}; default: all")
     parser.add_argument("--events", type=int, default=1_000_000, help="events a run (slow systems get fewer)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="100,000 events, one round, slow systems 5,000")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{', '.join(CORE)} only, 100,000 events, one round, slow systems 5,000"
+    )
     parser.add_argument("--bootstrap-servers", help="a running broker; default: an embedded Kafka")
     parser.add_argument("--output-dir", type=Path, default=HERE, help="where RESULTS.md and results.json go")
     arguments = parser.parse_args(given)
-    arguments.systems = arguments.systems.split(",")
+    default = CORE if arguments.quick else tuple(SYSTEMS)
+    arguments.systems = arguments.systems.split(",") if arguments.systems is not None else list(default)
     if unknown := set(arguments.systems) - set(SYSTEMS):
         parser.error(f"--systems: no such system: {', '.join(sorted(unknown))}; there are {', '.join(SYSTEMS)}")
     if arguments.quick:
@@ -165,11 +126,30 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def prepare(systems: Sequence[str]) -> dict[str | None, str]:
+    """Make the environments that `systems` run in; why those that could not be made are not there, by name."""
+    faults: dict[str | None, str] = {}
+    for name in dict.fromkeys(SYSTEMS[system].environment for system in systems):
+        try:
+            if name is not None:
+                environments.make(name)
+        except environments.EnvironmentFailedError as error:
+            faults[name] = str(error)
+    return faults
+
+
+def _events(name: str, events: int, quick: bool) -> int:
+    """Events of a run of a system, of the `events` asked for."""
+    most = SYSTEMS[name].events_max
+    return events if most is None else min(events, 5_000 if quick else most)
+
+
 def main(given: list[str] | None = None) -> int:
     """Exit code 0 when every run succeeded and every output was right."""
     arguments = _arguments(given)
     command = shlex.join(["python", "-m", "benchmarks.run", *(sys.argv[1:] if given is None else given)])
     measurements: list[report.Measurement] = []
+    faults = prepare(arguments.systems)
     with (
         tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
         broker(arguments.bootstrap_servers) as (address, kafka),
@@ -177,9 +157,11 @@ def main(given: list[str] | None = None) -> int:
         bench, about = Bench(address, clients.make_admin(address), Path(folder)), report.machine(kafka)
         for number in range(1, arguments.rounds + 1):
             for name in arguments.systems:
-                slow = 5_000 if arguments.quick else SYSTEMS[name].events_max
-                events = min(arguments.events, slow) if SYSTEMS[name].events_max and slow else arguments.events
-                measurements.append(bench.run(name, number, events))
+                events = _events(name, arguments.events, arguments.quick)
+                if fault := faults.get(SYSTEMS[name].environment):
+                    measurements.append(report.Measurement(name, number, events, fault=fault))
+                else:
+                    measurements.append(bench.run(name, number, events))
                 _show(measurements[-1])
     labels = {name: system.label for name, system in SYSTEMS.items()}
     summaries = report.summarise(measurements)

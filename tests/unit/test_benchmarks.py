@@ -1,6 +1,7 @@
 """The benchmark harness: events, verification, summaries, and how it treats systems that die or stall."""
 
 import dataclasses
+import importlib.util
 import io
 import sys
 import time
@@ -11,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks import job, processes, report, verify
+from benchmarks import job, processes, report, run, verify
 from benchmarks.report import Measurement
+from benchmarks.rivals import environments
+from benchmarks.systems import CORE, SYSTEMS
 
 
 def outputs(events: int) -> verify.Outputs:
@@ -231,3 +234,62 @@ class TestProcesses:
             self.run(tmp_path, code, done=4, stall_s=1.0)
         for pid in (tmp_path / "log").read_text().split():
             assert eventually_gone(int(pid)), f"process {pid} outlived its system"
+
+
+class TestSystems:
+    def test_every_rival_runs_in_its_own_environment(self, tmp_path: Path) -> None:
+        """Its module is there, its requirements are pinned, and its command line starts its environment's Python."""
+        given = job.Job("h:1", "in", "out", "group", 7)
+        rivals = {name: system for name, system in SYSTEMS.items() if system.environment is not None}
+        assert {system.environment for system in rivals.values()} == {"quix", "bytewax", "faststream", "spark"}
+        for system in rivals.values():
+            python, _, module, *arguments = system.command(given, tmp_path)
+            assert python == str(environments.python(system.environment))
+            assert importlib.util.find_spec(module) is not None
+            assert job.Job.parse(arguments) == given
+            pins = (environments.REQUIREMENTS / f"{system.environment}.txt").read_text().split()
+            assert all("==" in pin for pin in pins)
+
+    def test_a_quick_run_needs_no_environment(self) -> None:
+        """The core is there, and runs in the interpreter at hand."""
+        assert all(SYSTEMS[name].environment is None for name in CORE)
+        assert run.prepare(CORE) == {}
+
+    def test_an_environment_that_cannot_be_made_stops_no_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is tried once, and the reason is kept for all systems that need it."""
+        tried = []
+
+        def make(name: str) -> None:
+            tried.append(name)
+            if name == "quix":
+                raise environments.EnvironmentFailedError("no network")
+
+        monkeypatch.setattr(environments, "make", make)
+        assert run.prepare(["echo", "quix", "quix-batches", "bytewax"]) == {"quix": "no network"}
+        assert tried == ["quix", "bytewax"]
+
+
+class TestEnvironments:
+    @pytest.fixture
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """Environments and requirements in a folder of the test's own; nothing is fetched."""
+        monkeypatch.setattr(environments, "FOLDER", tmp_path / "environments")
+        monkeypatch.setattr(environments, "REQUIREMENTS", tmp_path)
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+        return tmp_path
+
+    def test_it_sees_the_running_interpreters_packages(self, folder: Path) -> None:
+        """What is installed here already is not fetched again; a second call makes nothing."""
+        (folder / "some.txt").write_text(f"pyarrow=={pa.__version__}\n")
+        said: list[str] = []
+        environments.make("some", said.append)
+        environments.make("some", said.append)
+        assert [line.split()[1] for line in said] == ["installing", "installed"]
+
+    def test_what_cannot_be_installed_is_named(self, folder: Path) -> None:
+        """The message has pip's own, and the environment does not look complete."""
+        (folder / "some.txt").write_text("no-such-package-of-ours==1\n")
+        with pytest.raises(environments.EnvironmentFailedError, match=r"(?s)some: .*no-such-package-of-ours==1"):
+            environments.make("some", lambda _line: None)
+        assert not (folder / "environments" / "some" / "made-of").exists()
