@@ -1,9 +1,10 @@
 """Spark Structured Streaming as its guide writes it: Kafka source, from_avro, predict_batch_udf, to_avro, Kafka sink.
 
 Micro-batch by micro-batch until the topic's end (`availableNow`). Offsets are kept in its checkpoint, none are
-committed to a group. Its Kafka sink is idempotent within a task only: at least once.
+committed to a group. At least once: a task that fails writes its records again.
 """
 
+import os
 import sys
 import tempfile
 from typing import Any
@@ -28,10 +29,10 @@ SCORE_ROWS = 5_000
 
 def session() -> SparkSession:
     """Spark on two cores; fetches its Kafka and Avro packages if they are not there."""
+    os.environ["PYSPARK_PYTHON"] = sys.executable  # its workers run the first python3 on the path otherwise
     builder = SparkSession.builder.master("local[2]").appName("benchmark")
     options = {
         "spark.jars.packages": PACKAGES,
-        "spark.pyspark.python": sys.executable,  # its workers run the first python3 on the path otherwise
         "spark.ui.enabled": "false",
         "spark.sql.shuffle.partitions": "2",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "20000",
