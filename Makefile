@@ -28,7 +28,7 @@ check: .venv/.ready-dev ## Lint, format, strict types, import law
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_import_law.py
 
-bench: .venv/.ready-dev ## Measure throughput beside a raw echo, a hand-written loop and plain Faust
+bench: .venv/.ready-dev ## Measure throughput beside a raw echo, a hand-written loop, plain Faust and other stream processors
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 matrix: .venv/.ready-dev ## Attack everything and write what was found into docs/matrix.md
