@@ -27,6 +27,9 @@ LONG = {
     "test_a_transaction_that_outlived_its_time_is_begun_anew",
     "test_a_stop_keeps_its_deadline_while_no_node_answers",
     "test_a_schedule_killed_at_every_step_trains_once",
+    "test_a_succession_killed_at_every_step_is_carried_out_once",
+    "test_a_paused_monitor_that_was_replaced_sends_nothing",
+    "test_a_slow_broker_makes_lag_and_nothing_else",
 }
 
 
