@@ -61,6 +61,6 @@ $(BIN)/pip:
 .venv/.ready-run: EXTRAS := broker
 .venv/.ready-dev: EXTRAS := broker,test,check
 .venv/.ready-docs: EXTRAS := docs
-.venv/.ready-%: pyproject.toml pipeline/bus/_fetch.c | $(BIN)/pip
+.venv/.ready-%: pyproject.toml $(wildcard pipeline/bus/*.c) | $(BIN)/pip
 	$(PIP) -e ".[$(EXTRAS)]"
 	@touch $@
