@@ -69,9 +69,8 @@ class Fetch(Protocol):
 
 
 def open_fetch(consumer: Consumer) -> Fetch:
-    """The fastest way that there is here."""
-    library = _library()
-    return MessageFetch(consumer) if library is None else ColumnFetch(consumer, library)
+    """Messages, for now: an attack on undecided commits has not passed by way of columns yet."""
+    return MessageFetch(consumer)
 
 
 # --------------------------------------------------------------------------- message by message
