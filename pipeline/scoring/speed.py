@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pipeline.contracts import Model
 from pipeline.records import Baseline, Feature, FeatureContract
+from pipeline.scoring.validate import padded
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -168,10 +169,10 @@ def made_up(contract: FeatureContract, baseline: Baseline, rows: int, seed: int 
     if not sequences:
         return [dense]
     lengths = [random.integers(1, feature.shape[0] + 1, rows) for feature in sequences]
-    padded = np.stack([_padded(n, f.shape[0]) for n, f in zip(lengths, sequences, strict=True)], axis=1)
+    shapes = np.stack([padded(n, f.shape[0]) for n, f in zip(lengths, sequences, strict=True)], axis=1)
     step = []
-    for widths in np.unique(padded, axis=0).tolist():
-        chosen = np.flatnonzero((padded == widths).all(axis=1))
+    for widths in np.unique(shapes, axis=0).tolist():
+        chosen = np.flatnonzero((shapes == widths).all(axis=1))
         inputs = {name: array[chosen] for name, array in dense.items()}
         for feature, width, length in zip(sequences, widths, lengths, strict=True):
             values = _numbers(feature, baseline, len(chosen) * width, random).reshape(len(chosen), width)
@@ -179,13 +180,6 @@ def made_up(contract: FeatureContract, baseline: Baseline, rows: int, seed: int 
             inputs[f"{feature.name}_lengths"] = length[chosen]
         step.append(inputs)
     return step
-
-
-def _padded(lengths: npt.NDArray[np.int64], longest: int) -> npt.NDArray[np.int64]:
-    """The next power of two of each, as scoring/validate.py pads, but no more than the longest."""
-    exponents = np.frexp(lengths - 1)[1].astype(np.int64)
-    padded: npt.NDArray[np.int64] = np.minimum(np.int64(1) << exponents, longest)
-    return padded
 
 
 def _numbers(feature: Feature, baseline: Baseline, count: int, random: np.random.Generator) -> npt.NDArray[np.float32]:

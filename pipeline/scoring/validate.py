@@ -65,12 +65,6 @@ class _Sequence:
     starts: Longs
     lengths: Longs
 
-    def padded_lengths(self) -> Longs:
-        """The next power of two of each length, but no more than the longest allowed."""
-        exponents = np.frexp(np.maximum(self.lengths, 1) - 1)[1]
-        padded: Longs = np.minimum(np.int64(1) << exponents.astype(np.int64), self.feature.shape[0])
-        return padded
-
     def pad(self, rows: Longs, width: int) -> Floats:
         """(len(rows), width) float32, zeros after each row's end."""
         lengths = self.lengths[rows]
@@ -79,6 +73,13 @@ class _Sequence:
         padded = np.zeros((len(rows), width), dtype=np.float32)
         padded[np.arange(width) < lengths[:, None]] = self.values[np.repeat(self.starts[rows], lengths) + within]
         return padded
+
+
+def padded(lengths: Longs, longest: int) -> Longs:
+    """How long sequences are made: the next power of two of each length, but no more than the longest allowed."""
+    exponents = np.frexp(np.maximum(lengths, 1) - 1)[1]
+    powers: Longs = np.minimum(np.int64(1) << exponents.astype(np.int64), longest)
+    return powers
 
 
 class Validator:
@@ -378,7 +379,7 @@ def _bucketed(dense: dict[str, npt.NDArray[Any]], sequences: list[_Sequence], go
     if not sequences:
         whole = len(rows) == len(good)
         return [ModelInputs(dense if whole else {name: array[rows] for name, array in dense.items()}, rows)]
-    widths = np.stack([s.padded_lengths()[rows] for s in sequences], axis=1)
+    widths = np.stack([padded(s.lengths[rows], s.feature.shape[0]) for s in sequences], axis=1)
     shapes, bucket_of = np.unique(widths, axis=0, return_inverse=True)
     buckets = []
     for bucket, shape in enumerate(shapes.tolist()):
