@@ -10,12 +10,11 @@ import time
 from array import array
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import confluent_kafka
 import structlog
-from confluent_kafka import Consumer, KafkaError, Message
+from confluent_kafka import Consumer, KafkaError, Message, cimpl
 
 from pipeline.bus.messages import Notice, headers_of
 from pipeline.bus.sizes import size_bytes
@@ -210,7 +209,7 @@ def _library() -> ctypes.CDLL | None:
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int32
     try:
-        library = ctypes.CDLL(_module().__file__)
+        library = ctypes.CDLL(cimpl.__file__)  # it depends on librdkafka: symbols are found through it
         for name, answer, *arguments in (
             ("rd_kafka_queue_new", pointer, pointer),
             ("rd_kafka_queue_get_partition", pointer, pointer, ctypes.c_char_p, number),
@@ -226,9 +225,3 @@ def _library() -> ctypes.CDLL | None:
         log.info("records are fetched message by message", reason=str(error))
         return None
     return library
-
-
-def _module() -> ModuleType:
-    from confluent_kafka import cimpl  # noqa: PLC0415 (its file depends on librdkafka: symbols are found through it)
-
-    return cimpl
