@@ -5,7 +5,7 @@ topics.py       topics, offsets, lag
 partitioner.py  murmur2, as the Java client
 ledger.py       what is handed out, done, committable
 poller.py       the thread that owns the consumer
-fetching.py     from librdkafka's queues to record batches; _fetch.c, where it is built, makes that fast
+fetching.py     from librdkafka's queues to record batches; with _fetch.c a faster way, not in use yet
 consumer.py     Faust's consumer: one message is one record batch; the commit path
 producer.py     Faust's producer, and batches
 transactions.py the same, in transactions with the input offsets

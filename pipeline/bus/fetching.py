@@ -1,8 +1,8 @@
 """From what librdkafka has fetched to record batches: the poller's part of the hot path.
 
-`ColumnFetch` is the fast way, with _fetch.c: records go from librdkafka's queue into columns, most of it without the
-interpreter's lock. `MessageFetch`, the way for where that is not built, makes an object of each record first. On one
-loaded core 0.5 against 2.1 µs an event of 98 bytes (`python -m benchmarks.fetching`).
+`MessageFetch`, which workers use, makes an object of each record first. `ColumnFetch`, with _fetch.c where it is built,
+takes records from librdkafka's queue into columns, most of it without the interpreter's lock: on one loaded core 0.5
+against 2.8 µs an event of 98 bytes (`python -m benchmarks.fetching`). It is not in use yet, see `open_fetch`.
 """
 
 import ctypes
@@ -68,7 +68,7 @@ class Fetch(Protocol):
 
 
 def open_fetch(consumer: Consumer) -> Fetch:
-    """Messages, for now: an attack on undecided commits has not passed by way of columns yet."""
+    """Messages, until tests/faults/test_unstable_offsets.py passes by way of columns on a busy machine, too."""
     return MessageFetch(consumer)
 
 
